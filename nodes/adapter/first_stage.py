@@ -1,0 +1,62 @@
+"""The first stage as a native VAE, and the format of its latents."""
+
+from __future__ import annotations
+
+import comfy.latent_formats
+import comfy.sd
+import torch
+from torch import Tensor
+
+from ...pbe_model.config import VAEConfig
+
+
+def load_vae(config: VAEConfig, state_dict: dict[str, Tensor]) -> comfy.sd.VAE:
+    """A native VAE of any width; the host detects only the standard one by itself."""
+    sizes = {
+        "double_z": True,
+        "z_channels": config.z_channels,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": config.ch,
+        "ch_mult": list(config.ch_mult),
+        "num_res_blocks": config.num_res_blocks,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    params = {"embed_dim": config.z_channels, "ddconfig": sizes}
+    vae = comfy.sd.VAE(sd=state_dict, config={"params": params})
+    vae.downscale_ratio = vae.upscale_ratio = config.downscale
+    vae.latent_channels = config.z_channels
+    return vae
+
+
+def latent_format(config: VAEConfig, vae: comfy.sd.VAE) -> comfy.latent_formats.LatentFormat:
+    """Scale of the latents, and how the preview colours them."""
+    if config == VAEConfig():
+        return comfy.latent_formats.SD15(config.scale_factor)
+    return NarrowLatent(config, *_preview_colours(config, vae))
+
+
+class NarrowLatent(comfy.latent_formats.LatentFormat):
+    """Latents of a first stage that is not Stable Diffusion's."""
+
+    def __init__(self, config: VAEConfig, rgb_factors: Tensor, rgb_bias: Tensor) -> None:
+        self.scale_factor = config.scale_factor
+        self.latent_channels = config.z_channels
+        self.spacial_downscale_ratio = config.downscale
+        self.latent_rgb_factors = rgb_factors.tolist()
+        self.latent_rgb_factors_bias = rgb_bias.tolist()
+
+
+def _preview_colours(config: VAEConfig, vae: comfy.sd.VAE) -> tuple[Tensor, Tensor]:
+    """The linear map from scaled latents to colours in [-1, 1] that fits plain colours best."""
+    levels = torch.linspace(0, 1, 4)
+    colours = torch.cartesian_prod(levels, levels, levels)  # (64, 3)
+    side = 8 * config.downscale
+    latents = vae.encode(colours[:, None, None].expand(-1, side, side, -1)) * config.scale_factor
+    latents = latents[:, :, 2:-2, 2:-2].mean(dim=(2, 3)).float().cpu()  # (64, C), without the rim
+    # A damaged VAE shall fail where it is used, with a sentence, and not here.
+    features = torch.cat([latents.nan_to_num(), torch.ones(len(latents), 1)], dim=1)
+    solution = torch.linalg.lstsq(features, colours * 2 - 1).solution
+    return solution[:-1], solution[-1]

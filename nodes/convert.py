@@ -1,0 +1,53 @@
+"""Between the host's tensors and ours: channels, sizes and batches that people really connect.
+
+The host's IMAGE is (B, H, W, C) in [0, 1] with one to four channels, its MASK (B, H, W) with 1 =
+repaint, at any size.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rgb(image: Tensor) -> Tensor:
+    """An IMAGE with three channels: grey is repeated, opacity dropped.
+
+    Raises:
+        ValueError: It has no pixels or an odd number of channels.
+    """
+    channels = image.shape[-1]
+    if not image.numel() or channels not in (1, 2, 3, 4):
+        raise ValueError(
+            f"an image of shape {tuple(image.shape)} cannot be used; connect an ordinary picture"
+        )
+    colour = image[..., :3] if channels >= 3 else image[..., :1].expand(*image.shape[:-1], 3)
+    return colour.float()
+
+
+def mask_like(mask: Tensor, image: Tensor) -> Tensor:
+    """A MASK at the size of an IMAGE, (B, H, W); stretched where its aspect differs."""
+    mask = mask.float().reshape(-1, *mask.shape[-2:])
+    size = tuple(image.shape[1:3])
+    if tuple(mask.shape[-2:]) == size:
+        return mask
+    return F.interpolate(mask[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
+
+
+def batch_size(**counts: int) -> int:
+    """The batch that lists of these lengths make together.
+
+    Raises:
+        ValueError: Two of them differ and neither is one.
+    """
+    count = max(counts.values())
+    if any(n not in (1, count) for n in counts.values()):
+        listed = ", ".join(f"{n} {name}" for name, n in counts.items())
+        raise ValueError(f"{listed} do not match; give one of each, or equally many")
+    return count
+
+
+def row(batch: Tensor, index: int) -> Tensor:
+    """Row `index` of a batch as a batch of one; a batch of one serves every index."""
+    index = index if len(batch) > 1 else 0
+    return batch[index : index + 1]

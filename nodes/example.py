@@ -1,0 +1,65 @@
+"""Example Inputs: the bundled scenes, so that every shipped workflow runs as it stands."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from .. import pbe_model
+from ..pbe_model.image_io import read_image, read_mask
+
+CATEGORY = "paint by example"
+SCENES = Path(pbe_model.__file__).parent / "assets" / "scenes"
+
+
+class PBEExampleInputs(io.ComfyNode):
+    """Photo, mask and exemplar of a bundled scene."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = list(_scenes())
+        return io.Schema(
+            node_id="PBEExampleInputs",
+            display_name="Example Inputs",
+            category=CATEGORY,
+            description=(
+                "A photo, a mask and an exemplar to try things out with. Replace it with LoadImage "
+                "nodes to use your own."
+            ),
+            search_aliases=["demo", "sample images", "test images"],
+            inputs=[
+                io.Combo.Input(
+                    "scene",
+                    options=names,
+                    default=names[0],
+                    tooltip="Which of the bundled scenes.",
+                )
+            ],
+            outputs=[
+                io.Image.Output("photo", display_name="photo", tooltip="The photo to change."),
+                io.Mask.Output(
+                    "mask", display_name="mask", tooltip="Where to paint: white (1) is the hole."
+                ),
+                io.Image.Output(
+                    "exemplar", display_name="exemplar", tooltip="The object to paint."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, scene: str) -> io.NodeOutput:
+        files = _scenes()[scene]
+        return io.NodeOutput(
+            read_image(SCENES / files["photo"]["file"])[None],
+            read_mask(SCENES / files["hole_mask"]["file"])[None],
+            read_image(SCENES / files["exemplar"]["file"])[None],
+        )
+
+
+@functools.cache
+def _scenes() -> dict[str, dict]:
+    scenes = json.loads((SCENES / "scenes.json").read_text(encoding="utf-8"))["scenes"]
+    return {scene["name"]: scene for scene in scenes}

@@ -1,0 +1,104 @@
+"""Exemplar Encoder: the example picture as conditioning, as a text encoder makes it of a prompt."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..pbe_model.exemplar import normalise, preprocess
+from .adapter import HostEncoder
+from .convert import batch_size, mask_like, rgb, row
+
+CATEGORY = "paint by example"
+FITS = ["squash", "crop", "pad"]
+MERGES = ["one each", "average"]
+
+PBEEncoder = io.Custom("PBE_ENCODER")
+
+
+class PBEExemplarEncoder(io.ComfyNode):
+    """Turns example pictures into the positive and negative conditioning of an edit."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PBEExemplarEncoder",
+            display_name="Exemplar Encoder",
+            category=CATEGORY,
+            description=(
+                "Looks at the example picture and sums it up in a single token: what it shows, "
+                "not its pixels. Show the object large and on its own."
+            ),
+            search_aliases=["reference image", "example image", "clip vision", "ip-adapter"],
+            inputs=[
+                PBEEncoder.Input("encoder", tooltip="From Load Paint by Example."),
+                io.Image.Input(
+                    "exemplar",
+                    tooltip="The object to paint. A batch makes one result each, or is averaged.",
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=FITS,
+                    default="squash",
+                    tooltip=(
+                        "How the picture becomes square. squash: stretched, as the model was "
+                        "trained. crop: its centre. pad: grey bars, keeps the aspect."
+                    ),
+                ),
+                io.Combo.Input(
+                    "merge",
+                    options=MERGES,
+                    default="one each",
+                    tooltip=(
+                        "What a batch of exemplars means. one each: as many results. average: one "
+                        "result from several pictures of the same object."
+                    ),
+                ),
+                io.Mask.Input(
+                    "exemplar_mask",
+                    optional=True,
+                    tooltip=(
+                        "White (1) on the object: the picture is cut to it and the rest greyed. "
+                        "LoadImage's mask is white where a picture is transparent, so invert that."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "positive",
+                    display_name="positive",
+                    tooltip="The exemplar. For PBE Inpaint Sampler or InpaintModelConditioning.",
+                ),
+                io.Conditioning.Output(
+                    "negative",
+                    display_name="negative",
+                    tooltip="The model's learned 'no exemplar', which similarity pushes away from.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        encoder: HostEncoder,
+        exemplar: torch.Tensor,
+        fit: str,
+        merge: str,
+        exemplar_mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        pictures = rgb(exemplar)
+        masks = None if exemplar_mask is None else mask_like(exemplar_mask, pictures)
+        count = batch_size(exemplars=len(pictures), masks=1 if masks is None else len(masks))
+        pixels = [
+            preprocess(
+                row(pictures, i)[0],
+                encoder.model.config.image_size,
+                fit=fit,
+                exemplar_mask=None if masks is None else row(masks, i)[0],
+            )
+            for i in range(count)
+        ]
+        positive, negative = encoder.encode(normalise(torch.stack(pixels)))
+        if merge == "average":
+            positive, negative = positive.mean(dim=0, keepdim=True), negative[:1]
+        return io.NodeOutput([[positive, {}]], [[negative, {}]])

@@ -1,0 +1,103 @@
+"""Mask Augmenter: the mask shapes of training, for masks drawn by hand or by a segmenter."""
+
+from comfy_api.latest import io
+
+from ..pbe_model.mask import SHAPES, augment
+
+CATEGORY = "paint by example"
+
+
+class PBEMaskAugmenter(io.ComfyNode):
+    """Turns a mask into its box, hull or random Bezier shapes, then grows and feathers it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PBEMaskAugmenter",
+            display_name="Mask Augmenter",
+            category=CATEGORY,
+            description=(
+                "Reshapes a mask the way Paint by Example was trained: a tight outline tells the "
+                "model the object's silhouette, a box or a loose Bezier shape leaves it free."
+            ),
+            search_aliases=["grow mask", "bezier mask", "bounding box mask", "feather mask"],
+            inputs=[
+                io.Mask.Input("mask", tooltip="Where to repaint: white (1) is the hole."),
+                io.Combo.Input(
+                    "shape",
+                    options=list(SHAPES),
+                    default="as is",
+                    tooltip=(
+                        "as is: the mask itself. box: its bounding box. bezier: a random blob "
+                        "around the box, as in training. hull: the convex hull."
+                    ),
+                ),
+                io.Int.Input(
+                    "expand",
+                    default=0,
+                    min=-1024,
+                    max=1024,
+                    tooltip="Pixels to grow the shape by; negative values shrink it.",
+                ),
+                io.Int.Input(
+                    "feather",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip=(
+                        "Pixels of soft edge on either side. It widens the blend into the photo; "
+                        "what is repainted stays the same."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "fill_holes",
+                    default=False,
+                    tooltip="Fill islands that the mask encloses before anything else.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Of the random Bezier shapes; the other shapes ignore it.",
+                ),
+                io.Int.Input(
+                    "variations",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Masks to make of each input mask; only bezier makes them differ.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(
+                    "masks",
+                    display_name="mask",
+                    tooltip="One mask for each input mask and variation, variations side by side.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        mask,
+        shape: str,
+        expand: int,
+        feather: int,
+        fill_holes: bool,
+        seed: int,
+        variations: int,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            augment(
+                mask,
+                shape,
+                expand=expand,
+                feather=feather,
+                fill_holes=fill_holes,
+                seed=seed,
+                variations=variations,
+            )
+        )

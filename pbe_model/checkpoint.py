@@ -1,0 +1,381 @@
+"""Loading and saving models, strictly: every tensor accounted for, shapes checked, no code run.
+
+Files hold the official names (`model.diffusion_model.`, `first_stage_model.`,
+`cond_stage_model.`, `proj_out.`, `learnable_vector`). Ours are safetensors with the configuration
+in the metadata; without it the sizes are read off the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .attention import select_attention
+from .config import ExemplarConfig, PBEConfig, UNetConfig, VAEConfig
+from .model import PaintByExample
+from .unpickle import load_tensors
+
+PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "encoder": ""}
+"""Prefix of each part of the model in a checkpoint."""
+
+BUNDLED = Path(__file__).parent / "assets" / "tiny.safetensors"
+
+_TOWER = "cond_stage_model.transformer."
+_POSITION_IDS = _TOWER + "vision_model.embeddings.position_ids"
+# Official files carry these; they follow from the configuration or belong to training.
+_DERIVED = re.compile(
+    r"(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|"
+    r"lvlb_weights|logvar|scale_factor)"
+    r"|cond_stage_model\.transformer\.(vision_model\.)?embeddings\.position_ids"
+    r"|model_ema\..*"
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file's tensors under the official names, and what it says of itself."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    dropped: list[str]
+    """Names in the file that a model does not need."""
+    metadata: dict[str, str]
+    format: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `inspect` finds."""
+
+    path: Path
+    format: str
+    config: PBEConfig
+    size: int
+    """Bytes of the file."""
+    parameters: int
+    dtypes: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    dropped: list[str]
+    metadata: dict[str, str]
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Read a `.safetensors` or a pickled checkpoint, without checking that it is complete.
+
+    Raises:
+        ValueError: No such file, damaged, or no tensors in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a .safetensors or .ckpt file")
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}; check the path")
+    if path.suffix == ".safetensors":
+        loaded, metadata, kind = *_read_safetensors(path), "safetensors"
+    else:
+        outer = load_tensors(path)
+        nested = outer.get("state_dict", outer)
+        if not isinstance(nested, dict):
+            raise ValueError(f"{path}: its 'state_dict' is no dictionary; it is no model")
+        loaded = {k: v for k, v in nested.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        metadata, kind = {}, "official ckpt"
+    tensors, dropped = {}, []
+    for name, tensor in loaded.items():
+        if _DERIVED.fullmatch(name):
+            dropped.append(name)
+        else:
+            tensors[_canonical(name)] = tensor
+    if not tensors:
+        raise ValueError(f"{path} holds no weights; give a Paint by Example checkpoint")
+    return Checkpoint(path, tensors, dropped, metadata, kind)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read as safetensors ({error}); it is damaged, truncated or of "
+            "another kind: download or export it again"
+        ) from error
+
+
+def _canonical(name: str) -> str:
+    """The official name: the tower below `vision_model.`, which some versions leave out."""
+    if name.startswith(_TOWER) and not name.startswith(_TOWER + "vision_model."):
+        return _TOWER + "vision_model." + name[len(_TOWER) :]
+    return name
+
+
+def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> PBEConfig:
+    """The architecture that a checkpoint is of: from its metadata, else from its shapes.
+
+    Args:
+        tensors: Under official names.
+        metadata: Of the file; `pbe_config` holds the configuration as JSON.
+
+    Raises:
+        ValueError: Metadata that is no configuration, or tensors of another architecture.
+    """
+    if "pbe_config" in metadata:
+        try:
+            return PBEConfig.from_dict(json.loads(metadata["pbe_config"]))
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"the configuration in the file's metadata is damaged ({error}); "
+                "pass the right one as config="
+            ) from error
+
+    def shape(name: str) -> torch.Size:
+        if name not in tensors:
+            raise ValueError(
+                f"{name!r} is missing: this is no Paint by Example checkpoint "
+                "(Stable Diffusion files and LoRAs are not)"
+            )
+        return tensors[name].shape
+
+    def indices(pattern: str) -> list[tuple[int, ...]]:
+        regex = re.compile(pattern)
+        found = {tuple(map(int, m.groups())) for m in map(regex.match, tensors) if m}
+        return sorted(found)
+
+    base, in_channels = shape("model.diffusion_model.input_blocks.0.0.weight")[:2]
+    if in_channels != 9:
+        raise ValueError(
+            f"its denoiser takes {in_channels} channels and Paint by Example's takes 9: "
+            "this is another model"
+        )
+    # Downsamplings separate the levels; the rest of a level are its residual blocks.
+    unet = r"model\.diffusion_model\.input_blocks\.(\d+)\."
+    downs = [i for (i,) in indices(unet + r"0\.op\.weight")]
+    blocks = [i for (i,) in indices(unet + r"0\.in_layers\.2\.weight")]
+    last = [max(i for i in blocks if i < down) for down in downs] + [max(blocks)]
+    widths = [
+        shape(f"model.diffusion_model.input_blocks.{i}.0.in_layers.2.weight")[0] for i in last
+    ]
+    with_attention = {i for (i,) in indices(unet + r"1\.norm\.weight")}
+    vae = r"first_stage_model\.encoder\.down\.(\d+)\.block\."
+    ch = shape("first_stage_model.encoder.conv_in.weight")[0]
+    levels = [i for (i,) in indices(vae + r"0\.conv1\.weight")]
+    vision = _TOWER + "vision_model."
+    patch = shape(vision + "embeddings.patch_embedding.weight")
+    side = round((shape(vision + "embeddings.position_embedding.weight")[0] - 1) ** 0.5)
+    hidden = patch[0]
+    return PBEConfig(
+        unet=UNetConfig(
+            model_channels=base,
+            num_res_blocks=len(blocks) // len(widths),
+            channel_mult=tuple(w // base for w in widths),
+            attention_resolutions=tuple(
+                2**i for i, block in enumerate(last) if block in with_attention
+            ),
+            context_dim=shape("learnable_vector")[-1],
+        ),
+        vae=VAEConfig(
+            ch=ch,
+            ch_mult=tuple(
+                shape(f"first_stage_model.encoder.down.{i}.block.0.conv2.weight")[0] // ch
+                for i in levels
+            ),
+            num_res_blocks=len(indices(r"first_stage_model\.encoder\.down\.0\.block\.(\d+)\.")),
+            z_channels=shape("first_stage_model.post_quant_conv.weight")[0],
+        ),
+        exemplar=ExemplarConfig(
+            image_size=side * patch[-1],
+            patch_size=patch[-1],
+            hidden_size=hidden,
+            num_layers=len(indices(re.escape(vision) + r"encoder\.layers\.(\d+)\.")),
+            num_heads=hidden // 64,
+            mapper_layers=len(indices(r"cond_stage_model\.mapper\.resblocks\.(\d+)\.")),
+        ),
+    )
+
+
+def state_dict(model: PaintByExample, parts: Iterable[str] = tuple(PARTS)) -> dict[str, Tensor]:
+    """The weights of the model, or of some of its parts, under the official names."""
+    return {
+        _canonical(PARTS[part] + name): tensor
+        for part in parts
+        for name, tensor in getattr(model, part).state_dict().items()
+    }
+
+
+def load_weights(model: PaintByExample, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Give the model these weights; they become its parameters, without a copy.
+
+    Args:
+        model: May be on torch's meta device.
+        tensors: Under official names.
+        source: What to name in errors.
+
+    Raises:
+        ValueError: Names missing or unexpected, or a shape that differs; the first few are listed.
+    """
+    expected = state_dict(model)
+    problems = [
+        f"{kind} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''} ({len(names)})"
+        for kind, names in (
+            ("missing", [n for n in expected if n not in tensors]),
+            ("unexpected", [n for n in tensors if n not in expected]),
+            (
+                "of another shape",
+                [n for n in expected if n in tensors and tensors[n].shape != expected[n].shape],
+            ),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"{source} does not fit the model: {'; '.join(problems)}; give a complete Paint by "
+            "Example checkpoint, or its architecture as config="
+        )
+    for part, prefix in PARTS.items():
+        module = getattr(model, part)
+        weights = {name: tensors[_canonical(prefix + name)] for name in module.state_dict()}
+        module.load_state_dict(weights, strict=True, assign=True)
+
+
+def load_parts(model: PaintByExample, tensors: Mapping[str, Tensor], source: object) -> list[str]:
+    """Copy in the weights of those parts of the model that a file holds, each of them whole.
+
+    Args:
+        model: Keeps its own weights for the other parts.
+        tensors: Under official names.
+        source: What to name in errors.
+
+    Returns:
+        The names of the parts found, of `PARTS`.
+
+    Raises:
+        ValueError: A part that is incomplete, or no part at all.
+    """
+    found = []
+    for part in PARTS:
+        expected = state_dict(model, [part])
+        if not any(name in tensors for name in expected):
+            continue
+        bad = [n for n, t in expected.items() if n not in tensors or tensors[n].shape != t.shape]
+        if bad:
+            raise ValueError(
+                f"{source}: the {part} lacks or misshapes {', '.join(bad[:5])} ({len(bad)}); "
+                "give a checkpoint of the same architecture"
+            )
+        with torch.no_grad():
+            for name, parameter in expected.items():
+                parameter.copy_(tensors[name])
+        found.append(part)
+    if not found:
+        raise ValueError(f"{source} holds no part of a Paint by Example model")
+    return found
+
+
+def load_model(
+    path: str | Path | None = None,
+    *,
+    config: PBEConfig | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attention: str = "auto",
+) -> PaintByExample:
+    """Load a model; see `PaintByExample.from_checkpoint`."""
+    device = torch.device(device)
+    backend = select_attention(attention, device, dtype)
+    file = read(BUNDLED if path is None else path)
+    try:
+        config = config or infer_config(file.tensors, file.metadata)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+    with torch.device("meta"):
+        model = PaintByExample(config, attention=backend)
+    load_weights(model, file.tensors, file.path)
+    for module in model.modules():
+        # transformers keeps the positions 0 .. n as a buffer outside the state dict.
+        ids = getattr(module, "position_ids", None)
+        if isinstance(ids, Tensor) and ids.is_meta:
+            module.position_ids = torch.arange(ids.shape[-1])[None]
+    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def save_model(
+    path: str | Path,
+    model: PaintByExample,
+    *,
+    dtype: torch.dtype = torch.float32,
+    metadata: Mapping[str, Any] | None = None,
+    parts: Iterable[str] = tuple(PARTS),
+) -> None:
+    """Write safetensors with the configuration in the metadata; appears whole or not at all.
+
+    Args:
+        path: Ends in `.safetensors`.
+        model: To be saved.
+        dtype: Type of the weights in the file.
+        metadata: Further entries; values that are no strings are stored as JSON.
+        parts: Of the model, all by default.
+    """
+    path = Path(path)
+    weights = state_dict(model, parts)
+    tensors = {n: t.detach().to("cpu", dtype).contiguous() for n, t in weights.items()}
+    tensors.update(model.schedule.buffers())
+    entries = {
+        "format": "pt",
+        "pbe_config": json.dumps(model.config.to_dict()),
+        **{k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()},
+    }
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata=entries)
+    os.replace(part, path)
+
+
+def save_official(path: str | Path, model: PaintByExample) -> None:
+    """Write the official layout: a torch file whose `state_dict` has the official names, float32.
+
+    Appears whole or not at all.
+    """
+    path = Path(path)
+    tensors = {n: t.detach().to("cpu", torch.float32) for n, t in state_dict(model).items()}
+    tensors.update(model.schedule.buffers())
+    positions = tensors[_TOWER + "vision_model.embeddings.position_embedding.weight"].shape[0]
+    tensors[_POSITION_IDS] = torch.arange(positions)[None]
+    part = path.with_name(path.name + ".part")
+    torch.save({"state_dict": tensors}, part)
+    os.replace(part, path)
+
+
+def inspect(path: str | Path) -> Report:
+    """Describe a checkpoint without building the model's weights.
+
+    Raises:
+        ValueError: No such file, damaged, or another architecture.
+    """
+    file = read(path)
+    try:
+        config = infer_config(file.tensors, file.metadata)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+    with torch.device("meta"):
+        expected = state_dict(PaintByExample(config))
+    return Report(
+        path=file.path,
+        format=file.format,
+        config=config,
+        size=file.path.stat().st_size,
+        parameters=sum(t.numel() for t in file.tensors.values()),
+        dtypes=sorted({str(t.dtype).removeprefix("torch.") for t in file.tensors.values()}),
+        missing=[n for n in expected if n not in file.tensors],
+        unexpected=[n for n in file.tensors if n not in expected],
+        dropped=file.dropped,
+        metadata={k: v for k, v in file.metadata.items() if k not in ("format", "pbe_config")},
+    )

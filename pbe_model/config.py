@@ -1,0 +1,140 @@
+"""Sizes of the parts of Paint by Example, and the two named configurations.
+
+`V1` is the published model (Stable Diffusion 1.4 widths, CLIP ViT-L/14; arXiv 2211.13227, section 4
+and the official `configs/v1.yaml`). `TINY` is the model bundled with this package: the same
+architecture, narrower, at 64 pixels, small enough to train on two CPU cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+Tokens = Literal["class", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Denoiser: nine latent channels in, predicted noise out."""
+
+    in_channels: int = 9
+    out_channels: int = 4
+    model_channels: int = 320
+    num_res_blocks: int = 2
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    attention_resolutions: tuple[int, ...] = (1, 2, 4)
+    """Downsampling factors, relative to the latent, at which transformer blocks stand."""
+    num_heads: int = 8
+    context_dim: int = 768
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """First stage (AutoencoderKL): pixels to latents and back."""
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 4
+    scale_factor: float = 0.18215
+    """Latents are multiplied by this after encoding, so that they have about unit variance."""
+
+    @property
+    def downscale(self) -> int:
+        """Pixels a latent cell is wide."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExemplarConfig:
+    """Image condition: CLIP vision tower, mapper, LayerNorm; `UNetConfig.context_dim` follows."""
+
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_size: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    mapper_layers: int = 5
+    mapper_heads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Noise schedule: betas linear in their square root (the "linear" of latent diffusion)."""
+
+    num_timesteps: int = 1000
+    linear_start: float = 0.00085
+    linear_end: float = 0.012
+
+
+@dataclass(frozen=True, kw_only=True)
+class PBEConfig:
+    """Everything that fixes the architecture of a checkpoint.
+
+    Attributes:
+        tokens: `"class"` conditions on CLIP's class token alone (the paper's information
+            bottleneck), `"all"` on every token (the paper's ablation).
+        resolution: Side in pixels that the model was trained at.
+    """
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    exemplar: ExemplarConfig = field(default_factory=ExemplarConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    tokens: Tokens = "class"
+    resolution: int = 512
+
+    @property
+    def size_multiple(self) -> int:
+        """Image sides must be multiples of this many pixels."""
+        return self.vae.downscale * 2 ** (len(self.unet.channel_mult) - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary, as stored in checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PBEConfig:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: A name that no configuration has, with the names that exist.
+        """
+        return _from_dict(cls, values)
+
+
+def _from_dict(cls: type, values: dict[str, Any]) -> Any:
+    parts = {"unet": UNetConfig, "vae": VAEConfig, "exemplar": ExemplarConfig,
+             "schedule": ScheduleConfig}  # fmt: skip
+    known = {f.name for f in fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(
+            f"unknown configuration entries {unknown} in {cls.__name__}; it has {sorted(known)}"
+        )
+    arguments = {}
+    for name, value in values.items():
+        if cls is PBEConfig and name in parts:
+            value = _from_dict(parts[name], value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[name] = value
+    return cls(**arguments)
+
+
+V1 = PBEConfig()
+TINY = PBEConfig(
+    unet=UNetConfig(
+        model_channels=32,
+        num_res_blocks=1,
+        channel_mult=(1, 2, 4, 5),
+        attention_resolutions=(2, 4, 8),
+        context_dim=192,
+    ),
+    vae=VAEConfig(ch=64, ch_mult=(1, 1), num_res_blocks=1, scale_factor=1.0),
+    exemplar=ExemplarConfig(
+        image_size=64, patch_size=8, hidden_size=192, num_layers=4, num_heads=3
+    ),
+    resolution=64,
+)
+CONFIGS: dict[str, PBEConfig] = {"v1": V1, "tiny": TINY}

@@ -1,0 +1,226 @@
+"""The whole edit: photo, hole and exemplar in, finished photos out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import mask as masks
+from .exemplar import Fit, normalise, preprocess
+from .model import PaintByExample
+from .region import Region, crop, plan_region, stitch
+from .samplers import Callback, Denoise, guidance, sample
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What `edit` returns.
+
+    Attributes:
+        images: `(N, H, W, 3)` in [0, 1]; outside the blend zone bit-identical to the photo.
+        crops: `(N, h, w, 3)` in [0, 1], what the model painted, before stitching.
+        region: Where the crop lies and how it was blended; `region.stitch` takes it again.
+    """
+
+    images: Tensor
+    crops: Tensor
+    region: Region
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the denoiser is told of a crop: all on the model's device.
+
+    Attributes:
+        latent: Scaled latent of the crop as it is, `(B, 4, h, w)`.
+        masked_latent: Scaled latent of the crop with its hole grey, `(B, 4, h, w)`.
+        keep_mask: `(B, 1, h, w)`, 1 = keep.
+    """
+
+    latent: Tensor
+    masked_latent: Tensor
+    keep_mask: Tensor
+
+
+def initial_noise(seed: int, shape: tuple[int, int, int], num_images: int = 1) -> Tensor:
+    """Noise of a batch: image `i` is drawn from seed `seed + i`, so that it can be drawn alone.
+
+    Args:
+        seed: Non-negative.
+        shape: Of one latent, `(4, h, w)`.
+        num_images: Batch size.
+
+    Returns:
+        float32 `(num_images, 4, h, w)` on the CPU, the same on every machine.
+    """
+    return torch.cat(
+        [
+            torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed + i))
+            for i in range(num_images)
+        ]
+    )
+
+
+def encode_exemplar(
+    model: PaintByExample,
+    exemplar: Tensor,
+    *,
+    fit: Fit = "squash",
+    exemplar_mask: Tensor | None = None,
+) -> Tensor:
+    """Exemplar `(H, W, 3)` in [0, 1] to context `(1, M, D)`; see `exemplar.preprocess`."""
+    size = model.config.exemplar.image_size
+    pixels = preprocess(exemplar, size, fit=fit, exemplar_mask=exemplar_mask)
+    return model.encoder(normalise(pixels[None]).to(model.device, model.dtype))
+
+
+def encode_condition(model: PaintByExample, image: Tensor, hole_mask: Tensor) -> Condition:
+    """Encode a crop and its hole by the official rule (hole = mask > 0.5, filled with grey).
+
+    Args:
+        model: Supplies the first stage.
+        image: `(B, h, w, 3)` in [0, 1].
+        hole_mask: `(B, h, w)`, 1 = repaint.
+    """
+    pixels = (image.movedim(-1, 1) * 2 - 1).to(model.device, model.dtype)
+    hole = (hole_mask[:, None] > 0.5).to(pixels)
+    factor = model.config.vae.downscale
+    size = (pixels.shape[-2] // factor, pixels.shape[-1] // factor)
+    return Condition(
+        latent=model.encode(pixels),
+        masked_latent=model.encode(masks.masked_image(pixels, 1 - hole)),
+        keep_mask=masks.latent_keep_mask(hole, size),
+    )
+
+
+def guided(
+    model: PaintByExample, condition: Condition, context: Tensor, similarity: float
+) -> Denoise:
+    """The denoiser with classifier-free guidance, as samplers take it.
+
+    Args:
+        model: To evaluate.
+        condition: Of the crop.
+        context: Exemplar tokens, `(1, M, D)`.
+        similarity: Guidance scale: 0 ignores the exemplar, 1 is the model as it is, more follows
+            the exemplar more closely.
+    """
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        batch = len(x)
+        positive, negative = context.expand(batch, -1, -1), model.encoder.unconditional(batch)
+        # At 0 and 1 one branch has no weight, so it need not be computed.
+        branches = {0.0: negative, 1.0: positive}.get(similarity)
+        if branches is None:
+            branches = torch.cat([negative, positive])
+        eps = model.predict_noise(
+            x.to(model.dtype),
+            t.round(),  # it was trained on whole timesteps
+            condition.masked_latent.expand(batch, -1, -1, -1),
+            condition.keep_mask.expand(batch, -1, -1, -1),
+            branches,
+        ).to(x.dtype)
+        return eps if len(eps) == batch else guidance(*eps.chunk(2), similarity)
+
+    return denoise
+
+
+@torch.inference_mode()
+def edit(
+    model: PaintByExample,
+    image: Tensor,
+    hole_mask: Tensor,
+    exemplar: Tensor,
+    *,
+    steps: int = 20,
+    similarity: float = 5.0,
+    seed: int = 0,
+    sampler: str = "dpmpp_2m",
+    num_images: int = 1,
+    region: str = "auto",
+    strength: float = 1.0,
+    fit: Fit = "squash",
+    exemplar_mask: Tensor | None = None,
+    callback: Callback | None = None,
+) -> EditResult:
+    """Paint the exemplar into the hole of a photo (arXiv 2211.13227).
+
+    The photo is cropped around the hole to the model's resolution, painted and stitched back, so
+    its own size does not matter.
+
+    Args:
+        model: From `PaintByExample.from_checkpoint`.
+        image: Photo, `(H, W, 3)` in [0, 1].
+        hole_mask: `(H, W)`, 1 = repaint, the hole is what lies above 0.5; a mask of another size
+            is resized to the photo's.
+        exemplar: `(h, w, 3)` in [0, 1], any size from 8 pixels.
+        steps: Sampling steps.
+        similarity: Guidance scale; 0 ignores the exemplar.
+        seed: Of the first image; image `i` has `seed + i`.
+        sampler: One of `samplers.SAMPLERS`.
+        num_images: Variations to paint.
+        region: `"auto"` crops around the hole, `"whole"` takes the whole photo.
+        strength: Share of the steps that are run; below 1 the hole keeps some of its content.
+        fit: How the exemplar is brought to a square: `"squash"`, `"crop"` or `"pad"`.
+        exemplar_mask: `(h, w)`, 1 = belongs to the object.
+        callback: Called after each step with its index, their number and the current latent.
+
+    Raises:
+        ValueError: Bad sizes or ranges, an empty mask, unknown names, or a result that is not
+            finite, with what to do about it.
+    """
+    _check(image, hole_mask, exemplar, num_images, similarity, seed)
+    if hole_mask.shape != image.shape[:2]:
+        hole_mask = F.interpolate(
+            hole_mask[None, None], size=image.shape[:2], mode="bilinear", antialias=True
+        )[0, 0]
+    area = plan_region(
+        hole_mask,
+        mode=region,
+        resolution=model.config.resolution,
+        size_multiple=model.config.size_multiple,
+    )
+    cropped, cropped_mask = crop(image[None], hole_mask[None], area)
+    context = encode_exemplar(model, exemplar, fit=fit, exemplar_mask=exemplar_mask)
+    condition = encode_condition(model, cropped, cropped_mask)
+    latent = sample(
+        sampler,
+        guided(model, condition, context, float(similarity)),
+        initial_noise(seed, tuple(condition.latent.shape[1:]), num_images).to(model.device),
+        model.schedule,
+        steps,
+        init_latent=condition.latent.float(),
+        strength=strength,
+        callback=callback,
+    )
+    crops = (model.decode(latent.to(model.dtype)).float() + 1) / 2  # (N, 3, h, w)
+    if not torch.isfinite(crops).all():
+        raise ValueError(
+            f"the result is not finite in {model.dtype}; load the model as float32 or bfloat16"
+        )
+    crops = crops.movedim(1, -1).to(image)
+    return EditResult(images=stitch(image[None], crops, area), crops=crops, region=area)
+
+
+def _check(
+    image: Tensor,
+    hole_mask: Tensor,
+    exemplar: Tensor,
+    num_images: int,
+    similarity: float,
+    seed: int,
+) -> None:
+    for name, tensor in (("image", image), ("exemplar", exemplar)):
+        if tensor.ndim != 3 or tensor.shape[-1] != 3:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be (H, W, 3)")
+    if hole_mask.ndim != 2:
+        raise ValueError(f"hole_mask has shape {tuple(hole_mask.shape)}; it must be (H, W)")
+    if num_images < 1:
+        raise ValueError(f"num_images is {num_images}; paint at least 1")
+    if not 0 <= similarity <= 100:
+        raise ValueError(f"similarity is {similarity}; give a number from 0 to 100, 5 is usual")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; give a number from 0 to 2**63 - 1")

@@ -1,0 +1,224 @@
+"""Pictures from and to files, as tensors; every failure is one sentence that names the file.
+
+What varies between files is settled here, so that nothing else has to know of it: EXIF rotation,
+grey, palette, CMYK and 16-bit pictures, transparency, and the ways in which people store a mask.
+Colour profiles are ignored, and of an animation the first frame is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+SUFFIXES: dict[str, str] = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+}
+"""Suffixes that `write_image` knows, and Pillow's names of the formats."""
+
+_SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+_WHITE = 0.9
+# What Pillow's decoders were seen to raise on damaged files.
+_DECODER_ERRORS = (
+    OSError, EOFError, SyntaxError, ValueError, TypeError, RuntimeError, LookupError,
+    ArithmeticError, struct.error, zlib.error,
+)  # fmt: skip
+
+
+def read_image(path: str | os.PathLike[str]) -> Tensor:
+    """Reads a picture, upright; what is transparent turns white.
+
+    Args:
+        path: Any format that Pillow reads.
+
+    Returns:
+        (H, W, 3) float32 in [0, 1]. Grey pictures have three equal channels; 16-bit grey is
+        scaled, not clipped; floating-point pictures are taken to be in [0, 1].
+
+    Raises:
+        ValueError: The file is missing, a folder, unreadable, no picture, damaged, or too large.
+    """
+    colour, alpha = _read(path)
+    return colour if alpha is None else _over_white(colour, alpha)
+
+
+def read_exemplar(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor | None]:
+    """Reads an exemplar, and the cut-out that its transparency makes.
+
+    Args:
+        path: Any format that Pillow reads.
+
+    Returns:
+        The picture as `read_image` gives it, and (H, W) float32 in [0, 1], 1 = object; None where
+        the picture is opaque.
+
+    Raises:
+        ValueError: As `read_image`, or the picture is transparent everywhere.
+    """
+    colour, alpha = _read(path)
+    if alpha is None:
+        return colour, None
+    if not (alpha > 0.5).any():
+        raise ValueError(f"{path} is transparent everywhere; give an exemplar that shows something")
+    return _over_white(colour, alpha), alpha
+
+
+def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> Tensor:
+    """Reads where to repaint.
+
+    An opaque picture says it by brightness: white = repaint. In a picture with transparency, what
+    is transparent is repainted (ComfyUI's mask editor saves photos so), unless all that can be
+    seen is white: then that is the hole (a white brush on an empty layer).
+
+    Args:
+        path: Any format that Pillow reads.
+        size: (H, W) of the photo. A mask of another size is resized to it, bilinearly and
+            antialiased; one of another aspect is stretched.
+
+    Returns:
+        hole_mask, (H, W) float32 in [0, 1], 1 = repaint.
+
+    Raises:
+        ValueError: As `read_image`, or nothing in the mask is above 0.5.
+    """
+    colour, alpha = _read(path)
+    brightness = colour @ colour.new_tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's L
+    if alpha is None:
+        hole_mask = brightness
+    elif (alpha > 0.5).any() and (brightness[alpha > 0.5] > _WHITE).all():
+        hole_mask = alpha
+    else:
+        hole_mask = 1 - alpha
+    if size is not None and tuple(hole_mask.shape) != tuple(size):
+        hole_mask = F.interpolate(
+            hole_mask[None, None], size=tuple(size), mode="bilinear", antialias=True
+        )[0, 0]
+    if not (hole_mask > 0.5).any():
+        raise ValueError(
+            f"the mask {path} is empty: nothing in it is brighter than mid-grey; "
+            "paint white where the exemplar shall go"
+        )
+    return hole_mask.clamp(0, 1)
+
+
+def image_format(path: str | os.PathLike[str]) -> str:
+    """Pillow's name of the format that a suffix asks for; call it before long work.
+
+    Raises:
+        ValueError: The suffix is unknown; the sentence lists the known ones.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(
+            f"cannot write {path}: unknown suffix {suffix!r}; use one of {', '.join(SUFFIXES)}"
+        )
+    return SUFFIXES[suffix]
+
+
+def write_image(path: str | os.PathLike[str], image: Tensor) -> None:
+    """Writes a picture; the file appears whole or not at all.
+
+    Args:
+        path: Its suffix says the format (see `SUFFIXES`). Everything but JPEG is lossless.
+        image: (H, W, 3) or (H, W), in [0, 1]; rounded to 8 bits.
+
+    Raises:
+        ValueError: Unknown suffix, a picture with NaNs, or a place that cannot be written to.
+    """
+    format = image_format(path)
+    target = Path(path)
+    if not image.isfinite().all():
+        raise ValueError(f"cannot write {path}: the picture holds NaN or infinite values")
+    pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            Image.fromarray(pixels).save(file, format, **_SAVE_OPTIONS.get(format, {}))
+        os.replace(temporary, target)
+    except (OSError, ValueError) as error:
+        if target.is_dir():
+            reason = "it is a folder; add a file name"
+        elif not target.parent.is_dir():
+            reason = f"there is no folder {target.parent}; create it first"
+        else:
+            reason = f"{_reason(error)}; check the permissions, the disk space and the format"
+        raise ValueError(f"cannot write {path}: {reason}") from error
+    finally:
+        with contextlib.suppress(OSError):  # it has been renamed, or never was
+            temporary.unlink()
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor | None]:
+    """Colour (H, W, 3) and opacity (H, W), in [0, 1]; no opacity where all is opaque."""
+    picture = _open(path)
+    if picture.mode == "F" or picture.mode.startswith("I"):  # one channel of more than 8 bits
+        scale = 1 if picture.mode == "F" else 65535
+        grey = torch.from_numpy(np.asarray(picture, np.float32) / scale)
+        return grey.nan_to_num(0).clamp(0, 1)[..., None].expand(-1, -1, 3).contiguous(), None
+    if picture.has_transparency_data:
+        channels = _to_tensor(picture.convert("RGBA"))
+        alpha = channels[..., 3]
+        return channels[..., :3].contiguous(), None if (alpha == 1).all() else alpha.contiguous()
+    return _to_tensor(picture.convert("RGB")), None
+
+
+def _open(path: str | os.PathLike[str]) -> Image.Image:
+    """Decoded and turned upright."""
+    file = Path(path)
+    if file.is_dir():
+        raise ValueError(f"cannot read {path}: it is a folder; give a picture file")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 megapixels on; its error, at twice that, is limit enough.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file) as picture:
+                picture.load()
+                return ImageOps.exif_transpose(picture)
+    except FileNotFoundError as error:
+        raise ValueError(f"cannot read {path}: there is no such file; check the path") from error
+    except PermissionError as error:
+        raise ValueError(f"cannot read {path}: permission denied; make it readable") from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ValueError(
+            f"cannot read {path}: it has more than {limit:.0f} megapixels; make it smaller"
+        ) from error
+    except UnidentifiedImageError as error:
+        kind = "an empty file" if not file.stat().st_size else "not a picture of a known format"
+        raise ValueError(
+            f"cannot read {path}: it is {kind}; give a PNG, JPEG or WebP file, for example"
+        ) from error
+    except _DECODER_ERRORS as error:
+        raise ValueError(
+            f"cannot read {path}: the picture is damaged ({_reason(error)}); "
+            "save or download it again"
+        ) from error
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).float().div_(255)
+
+
+def _over_white(colour: Tensor, alpha: Tensor) -> Tensor:
+    return torch.lerp(torch.ones_like(colour), colour, alpha[..., None])
+
+
+def _reason(error: Exception) -> str:
+    """An error's message without the path, which the sentence around it names already."""
+    message = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return message.splitlines()[0].rstrip(".")

@@ -1,0 +1,398 @@
+"""Mask shapes: one implementation for training, for the editor and for the ComfyUI node.
+
+The shapes of section 3.3 of Paint by Example (arXiv 2211.13227; `ldm/data/open_images.py` of the
+official code): a box grown at random, or a polygon along Bezier curves around the box, so that the
+network learns to paint into holes of any outline. Then what an artist does to a drawn mask (grow,
+feather, fill, hull), and the two tensors the network sees of it.
+
+Conventions:
+- A `hole_mask` is 1 where to repaint, a `keep_mask` is 1 where to keep the photo.
+- A box is `(x0, y0, x1, y1)` in pixels, x1 and y1 excluded.
+- The shapes that training draws take and return NumPy (uint8, 0 or 1); everything else takes
+  and returns torch float32 in [0, 1].
+- A soft mask's edge runs where it crosses 0.5; exactly 0.5 is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+from torch import Tensor
+
+Box = tuple[int, int, int, int]
+Shape = Literal["as is", "box", "bezier", "hull"]
+SHAPES: tuple[str, ...] = get_args(Shape)
+
+_CURVE_TIMES = np.arange(1, 19) * 0.05
+_JITTER_STEPS = 5
+
+
+# ---- shapes drawn in training ------------------------------------------------------------------
+
+
+def box_mask(height: int, width: int, box: Box) -> np.ndarray:
+    """Hole mask of a box.
+
+    Args:
+        height: Of the mask, in pixels.
+        width: Of the mask, in pixels.
+        box: What overflows the picture is cut off.
+
+    Returns:
+        (height, width) uint8, 1 inside the box.
+    """
+    x0, y0, x1, y1 = (max(0, edge) for edge in box)
+    hole_mask = np.zeros((height, width), np.uint8)
+    hole_mask[y0:y1, x0:x1] = 1
+    return hole_mask
+
+
+def extend_box(
+    box: Box, height: int, width: int, rng: np.random.Generator, *, amount: float = 0.4
+) -> Box:
+    """Moves each side of a box outward by 0 to `amount` of the free space on that side.
+
+    Args:
+        box: Inside the picture, whole pixels.
+        height: Of the picture.
+        width: Of the picture.
+        rng: Source of the four draws (left, top, right, bottom).
+        amount: The paper's 0.4.
+
+    Returns:
+        The extended box, inside the picture.
+    """
+    x0, y0, x1, y1 = box
+    free = np.array([x0, y0, width - x1, height - y1])
+    left, top, right, bottom = rng.integers(0, (amount * free).astype(int), endpoint=True).tolist()
+    return x0 - left, y0 - top, x1 + right, y1 + bottom
+
+
+def bezier_mask(
+    height: int,
+    width: int,
+    box: Box,
+    extended_box: Box,
+    rng: np.random.Generator,
+    *,
+    jitter: float = 5.0,
+) -> np.ndarray:
+    """The paper's randomly shaped hole: a jittered polygon along four quadratic Bezier curves.
+
+    Each curve joins two corners of `box`; its control point is the middle of that side of
+    `extended_box`, so it reaches half way out to it. Points at t = 0.05, 0.10 ... 0.90 are each
+    moved by up to `jitter` pixels in x and in y. As in the official code, a point whose x or y
+    repeats, to the last bit, that of an earlier point of its curve is dropped: a side that was
+    not extended keeps one point, and of a mirrored pair of points about half lose the second.
+
+    Args:
+        height: Of the mask, in pixels.
+        width: Of the mask, in pixels.
+        box: The object's box; the curves start and end at its corners.
+        extended_box: The same box, each side moved outward (see `extend_box`).
+        rng: Source of the jitter. The same state gives the same mask.
+        jitter: In pixels of this mask. The paper's 5 is for photos of about 1,000 pixels; scale
+            it along when the mask is drawn smaller.
+
+    Returns:
+        (height, width) uint8, 1 inside the polygon. Never empty where the box meets the picture:
+        if jitter tears a box of a few pixels out of sight, the box itself is the hole.
+    """
+    x0, y0, x1, y1 = box
+    left, top, right, bottom = extended_box
+    middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
+    curves = (
+        ((x0, y0), (middle_x, top), (x1, y0)),
+        ((x1, y0), (right, middle_y), (x1, y1)),
+        ((x1, y1), (middle_x, bottom), (x0, y1)),
+        ((x0, y1), (left, middle_y), (x0, y0)),
+    )
+    points = np.concatenate([_curve_points(curve) for curve in curves])  # (N, 2)
+    # Whole steps of a fifth of the amplitude: at 5 pixels this is the official draw.
+    steps = rng.integers(-_JITTER_STEPS, _JITTER_STEPS, size=points.shape, endpoint=True)
+    points = points + steps * (jitter / _JITTER_STEPS)
+
+    canvas = Image.new("L", (width, height))
+    ImageDraw.Draw(canvas).polygon([(x, y) for x, y in points.tolist()], fill=1)
+    hole_mask = np.array(canvas)
+    return hole_mask if hole_mask.any() else box_mask(height, width, box)
+
+
+def _curve_points(nodes: tuple[tuple[float, float], ...]) -> np.ndarray:
+    """Points of a quadratic curve, (N, 2), less those that repeat a coordinate."""
+    start, control, end = np.asarray(nodes, dtype=np.float64)
+    t = _CURVE_TIMES[:, None]
+    s = 1 - t
+    # This order of operations is the official library's: it decides which floats are equal.
+    points = (s * start + 2 * t * control) * s + t * t * end
+    kept, seen_x, seen_y = [], set(), set()
+    for x, y in points.tolist():
+        if x not in seen_x and y not in seen_y:
+            kept.append((x, y))
+            seen_x.add(x)
+            seen_y.add(y)
+    return np.array(kept)
+
+
+# ---- what an artist does to a mask -------------------------------------------------------------
+
+
+def bounding_box(hole_mask: Tensor, threshold: float = 0.5) -> Box:
+    """Smallest box around the hole.
+
+    Args:
+        hole_mask: (H, W), 1 = repaint.
+        threshold: Values strictly above it belong to the hole.
+
+    Raises:
+        ValueError: The mask is empty.
+    """
+    hole = hole_mask > threshold
+    columns, rows = hole.any(0).nonzero(), hole.any(1).nonzero()
+    if not len(rows):
+        height, width = hole_mask.shape
+        raise ValueError(
+            f"the mask is empty: none of its {width}x{height} pixels is above {threshold:g}; "
+            "paint white where the exemplar shall go"
+        )
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def expand_hole(hole_mask: Tensor, pixels: float) -> Tensor:
+    """Grows the hole by a Euclidean disc, or shrinks it.
+
+    Args:
+        hole_mask: (H, W) or (B, H, W), 1 = repaint.
+        pixels: Radius of the disc; negative shrinks. The picture's own rim does not eat into a
+            hole that touches it.
+
+    Returns:
+        Same shape, 0 or 1; where `pixels` is 0, the mask as it came, soft values included.
+    """
+    if pixels == 0:
+        return hole_mask
+
+    def expand_one(hole: np.ndarray) -> np.ndarray:
+        depth = _depth(hole, abs(pixels))
+        return depth >= 0.5 - pixels if pixels > 0 else depth > -0.5 - pixels
+
+    return _map(expand_one, hole_mask)
+
+
+def feather_hole(hole_mask: Tensor, pixels: float) -> Tensor:
+    """Softens the hole's edge to a straight ramp.
+
+    The ramp is 1 from `pixels` inside the edge, 0 from `pixels` outside it, and crosses 0.5 at
+    the edge itself: thresholding the result gives the hole back exactly.
+
+    Args:
+        hole_mask: (H, W) or (B, H, W), 1 = repaint. Soft values are replaced by the ramp.
+        pixels: Half the ramp's width; 0 changes nothing.
+
+    Raises:
+        ValueError: `pixels` is negative.
+    """
+    if pixels < 0:
+        raise ValueError(f"feather is {pixels}; give a number of pixels of at least 0")
+    if pixels == 0:
+        return hole_mask
+    return _map(lambda hole: (0.5 + _depth(hole, pixels) / (2 * pixels)).clip(0, 1), hole_mask)
+
+
+def fill_enclosed(hole_mask: Tensor) -> Tensor:
+    """Fills the islands that the hole encloses; soft outer edges stay.
+
+    Args:
+        hole_mask: (H, W) or (B, H, W), 1 = repaint.
+    """
+    return torch.maximum(hole_mask, _map(ndimage.binary_fill_holes, hole_mask))
+
+
+def convex_hull(hole_mask: Tensor) -> Tensor:
+    """The hole's convex hull: every pixel whose centre lies in it, 0 or 1.
+
+    Args:
+        hole_mask: (H, W) or (B, H, W), 1 = repaint. An empty mask stays empty.
+    """
+    return _map(_convex_hull, hole_mask)
+
+
+def augment(
+    hole_mask: Tensor,
+    shape: str = "as is",
+    *,
+    expand: float = 0,
+    feather: float = 0,
+    fill_holes: bool = False,
+    seed: int = 0,
+    variations: int = 1,
+) -> Tensor:
+    """A mask, its bounding box, its hull or random Bezier shapes around it, grown and feathered.
+
+    Args:
+        hole_mask: (H, W) or (B, H, W), 1 = repaint.
+        shape: One of `SHAPES`. "bezier" draws as training does: the hole's bounding box, extended
+            at random, then `bezier_mask` with its jitter scaled to picture and box. Only this shape
+            is random; the others repeat over the variations.
+        expand: Pixels to grow the shape by; negative shrinks.
+        feather: Pixels of soft edge to either side.
+        fill_holes: Fill islands enclosed by the hole first.
+        seed: Of the random shapes. Variation k of mask b depends on (seed, b, k) only.
+        variations: How many of each mask.
+
+    Returns:
+        (B * variations, H, W), the variations of one mask side by side.
+
+    Raises:
+        ValueError: Unknown shape, no variations, negative feather, an empty mask, or a hole that
+            a negative `expand` shrinks to nothing.
+    """
+    if shape not in SHAPES:
+        raise ValueError(f"unknown mask shape {shape!r}; choose one of {', '.join(SHAPES)}")
+    if variations < 1:
+        raise ValueError(f"variations is {variations}; ask for at least 1")
+    results = []
+    for number, single in enumerate(_batched(hole_mask)):
+        box = bounding_box(single)
+        if fill_holes:
+            single = fill_enclosed(single)
+        for variation in range(variations):
+            rng = np.random.default_rng([seed, number, variation])
+            shaped = expand_hole(_reshape(single, shape, box, rng), expand)
+            if not (shaped > 0.5).any():
+                raise ValueError(
+                    f"expand {expand:g} shrinks the mask to nothing; use a value nearer to 0"
+                )
+            results.append(feather_hole(shaped, feather))
+    return torch.stack(results)
+
+
+def _reshape(hole_mask: Tensor, shape: str, box: Box, rng: np.random.Generator) -> Tensor:
+    if shape == "as is":
+        return hole_mask
+    if shape == "hull":
+        return convex_hull(hole_mask)
+    height, width = hole_mask.shape
+    if shape == "box":
+        drawn = box_mask(height, width, box)
+    else:
+        extended = extend_box(box, height, width, rng)
+        # OpenImages' photos are 1,024 pixels long, its boxes large: cap it for small holes.
+        jitter = min(5.0 * max(height, width) / 1024, min(box[2] - box[0], box[3] - box[1]) / 20)
+        drawn = bezier_mask(height, width, box, extended, rng, jitter=jitter)
+    return torch.from_numpy(drawn).to(hole_mask)
+
+
+def _batched(hole_mask: Tensor) -> Tensor:
+    if hole_mask.ndim not in (2, 3):
+        raise ValueError(
+            f"a mask is (height, width) or (batch, height, width), not {tuple(hole_mask.shape)}"
+        )
+    return hole_mask if hole_mask.ndim == 3 else hole_mask[None]
+
+
+def _map(function: Callable[[np.ndarray], Any], hole_mask: Tensor) -> Tensor:
+    """Applies a function of one boolean (H, W) array to each mask; the result is a tensor like it.
+
+    Uniform masks have no edge, so no function here changes them.
+    """
+    results = []
+    for single in _batched(hole_mask):
+        hole = (single > 0.5).cpu().numpy()
+        uniform = hole.all() or not hole.any()
+        results.append(torch.from_numpy(np.asarray(hole if uniform else function(hole))))
+    return torch.stack(results).to(hole_mask).view_as(hole_mask)
+
+
+def _depth(hole: np.ndarray, reach: float) -> np.ndarray:
+    """Signed distance of pixel centres from the hole's edge: positive inside, in pixels.
+
+    Exact up to `reach` outside; -inf farther out, so that a small hole in a large photo is cheap.
+    """
+    x0, y0, x1, y1 = bounding_box(torch.from_numpy(hole), 0)
+    pad = math.ceil(reach) + 1
+    window = np.s_[max(0, y0 - pad) : y1 + pad, max(0, x0 - pad) : x1 + pad]
+    inner = hole[window]
+    depth = np.full(hole.shape, -np.inf, np.float32)
+    # Neighbours across the edge are one pixel apart, half a pixel from the edge each.
+    inside, outside = _distance(inner), _distance(~inner)
+    depth[window] = np.where(inner, inside - 0.5, 0.5 - outside)
+    return depth
+
+
+def _distance(region: np.ndarray) -> np.ndarray:
+    """Distance of each pixel of a region to the nearest one outside it; 0 outside."""
+    return np.asarray(ndimage.distance_transform_edt(region), np.float32)
+
+
+def _convex_hull(hole: np.ndarray) -> np.ndarray:
+    rows = np.flatnonzero(hole.any(1))
+    left = hole[rows].argmax(1)
+    right = hole.shape[1] - 1 - hole[rows, ::-1].argmax(1)
+    # A speck around each pixel's centre gives even a single pixel, or a line of them, an area.
+    speck = 1e-3
+    corners = [
+        (x + dx, rows + dy)
+        for x in (left, right)
+        for dx in (-speck, speck)
+        for dy in (-speck, speck)
+    ]
+    points = np.concatenate([np.stack(corner, axis=1) for corner in corners])  # (8 rows, 2)
+    a, b, c = ConvexHull(points).equations.T[:, :, None]  # a x + b y + c <= 0 inside, (N, 1) each
+
+    # A convex set meets a row in one interval; the slanted edges bound it.
+    y = np.arange(rows[0], rows[-1] + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crossings = -(b * y + c) / a  # (N, rows)
+    low = np.where(a < 0, crossings, -np.inf).max(0)
+    high = np.where(a > 0, crossings, np.inf).min(0)
+    x = np.arange(hole.shape[1])
+    hull = np.zeros_like(hole)
+    hull[rows[0] : rows[-1] + 1] = (x >= low[:, None]) & (x <= high[:, None])
+    return hull
+
+
+# ---- what the network sees ---------------------------------------------------------------------
+
+
+def latent_keep_mask(
+    hole_mask: Tensor, latent_size: tuple[int, int], binarize: bool = True
+) -> Tensor:
+    """The UNet's ninth channel: 1 = keep.
+
+    The official resize is bilinear without antialias, and its result is not rounded: with eight
+    pixels a cell it is the mean of the cell's four middle pixels, so cells on the edge hold
+    fractions. diffusers takes the nearest pixel, newer torchvision antialiases.
+
+    Args:
+        hole_mask: (B, 1, H, W) float, 1 = repaint, at the picture's size.
+        latent_size: (h, w) of the latent.
+        binarize: True for inference: the hole is where the mask is strictly above 0.5, decided
+            before the resize. False for training: the soft mask as it is.
+
+    Returns:
+        (B, 1, h, w), in [0, 1].
+    """
+    hole = (hole_mask > 0.5).to(hole_mask) if binarize else hole_mask
+    return 1 - F.interpolate(hole, size=latent_size, mode="bilinear", antialias=False)
+
+
+def masked_image(image: Tensor, keep_mask: Tensor) -> Tensor:
+    """The photo with its hole greyed out, as the VAE encodes it.
+
+    Args:
+        image: (B, 3, H, W) in [-1, 1].
+        keep_mask: (B, 1, H, W), 1 = keep; soft masks fade to grey.
+
+    Returns:
+        (B, 3, H, W) in [-1, 1]; 0, that is grey, in the hole.
+    """
+    return image * keep_mask

@@ -1,0 +1,116 @@
+"""Paint by Example: first stage, exemplar encoder and denoiser together.
+
+Tensors in, tensors out. The whole edit of a photo, with cropping and stitching, is in `edit`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Attention, sdpa_attention
+from .config import PBEConfig
+from .exemplar import ExemplarEncoder
+from .schedule import NoiseSchedule
+from .unet import UNet
+from .vae import AutoencoderKL
+
+
+class PaintByExample(nn.Module):
+    """The parts of the model.
+
+    Args:
+        config: Architecture.
+        attention: Backend of the denoiser's attentions.
+    """
+
+    def __init__(self, config: PBEConfig, *, attention: Attention = sdpa_attention) -> None:
+        super().__init__()
+        self.config = config
+        self.vae = AutoencoderKL(config.vae)
+        self.encoder = ExemplarEncoder(config.exemplar, config.unet.context_dim, config.tokens)
+        self.unet = UNet(config.unet, attention=attention)
+        self.schedule = NoiseSchedule.linear(config.schedule)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path | None = None,
+        *,
+        config: PBEConfig | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        attention: str = "auto",
+    ) -> PaintByExample:
+        """Load a model, ready for `edit`.
+
+        Args:
+            path: An official `.ckpt` or a safetensors file; `None` takes the bundled model.
+            config: Architecture; `None` reads it off the file.
+            device: Where the model goes.
+            dtype: Type of the weights.
+            attention: `"auto"`, `"sdpa"`, `"xformers"` or `"reference"`.
+
+        Raises:
+            ValueError: No such file, damaged, another architecture, names missing or unexpected.
+        """
+        from .checkpoint import load_model  # a loader knows the model, not the other way round
+
+        return load_model(path, config=config, device=device, dtype=dtype, attention=attention)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encoder.learnable_vector.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.encoder.learnable_vector.dtype
+
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Image to scaled latent.
+
+        Args:
+            image: `(B, 3, H, W)` in [-1, 1]; sides are multiples of `config.vae.downscale`.
+            noise: Standard normal `(B, 4, h, w)` to sample the posterior with; `None` takes its
+                mean.
+        """
+        posterior = self.vae.encode(image)
+        latent = posterior.mean if noise is None else posterior.sample(noise)
+        return self.config.vae.scale_factor * latent
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Scaled latent to `(B, 3, H, W)`, clamped to [-1, 1]."""
+        return self.vae.decode(latent / self.config.vae.scale_factor).clamp(-1, 1)
+
+    def predict_noise(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        masked_latent: Tensor,
+        keep_mask: Tensor,
+        context: Tensor,
+    ) -> Tensor:
+        """One evaluation of the denoiser.
+
+        Args:
+            noisy: `(B, 4, h, w)`.
+            timesteps: `(B,)`.
+            masked_latent: Scaled latent of the photo with the hole grey, `(B, 4, h, w)`.
+            keep_mask: `(B, 1, h, w)`, 1 = keep.
+            context: `(K * B, M, D)`; row `i` conditions input row `i % B`.
+
+        Returns:
+            `(K * B, 4, h, w)`.
+        """
+        # This order is the official one; Stable Diffusion's inpainting model has the mask second.
+        x = torch.cat([noisy, masked_latent, keep_mask], dim=1)  # (B, 9, h, w)
+        return self.unet(x, timesteps, context)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Not callable: use `edit`, or the parts."""
+        raise TypeError("PaintByExample has no forward pass; use edit() or its parts")

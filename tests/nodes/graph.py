@@ -1,0 +1,82 @@
+"""From a workflow as ComfyUI's page saves it to a prompt as ComfyUI's server takes it.
+
+The page (litegraph) stores widget values as a bare list, in the order in which it builds the
+widgets; the server wants them by name. The order follows from `/object_info`: required inputs, then
+optional ones, skipping those that are sockets. Two kinds of widgets exist on the page only and hold
+a place in the list: "control after generate" behind a seed, and the upload button behind a file.
+Subgraphs, reroutes, and muted or bypassed nodes are refused, since the shipped workflows have none.
+"""
+
+from typing import Any
+
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+PAGE_ONLY_NODES = {"Note", "MarkdownNote"}
+SEED_NAMES = {"seed", "noise_seed"}
+
+
+def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Convert a saved workflow.
+
+    Args:
+        workflow: the parsed JSON file.
+        object_info: the answer of the host's `/object_info`.
+
+    Returns:
+        The prompt: node id -> `class_type` and `inputs`; a link is `[node id, output slot]`.
+
+    Raises:
+        ValueError: the workflow does not fit the nodes that the host knows.
+    """
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] in PAGE_ONLY_NODES:
+            continue
+        if node["type"] not in object_info:
+            raise ValueError(f"node {node['id']}: the host knows no {node['type']!r}")
+        if node.get("mode", 0) != 0:
+            raise ValueError(f"node {node['id']} ({node['type']}) is muted or bypassed")
+        inputs = _widget_values(node, _input_specs(object_info[node["type"]]))
+        for socket in node.get("inputs", []):
+            if socket.get("link") is not None:
+                inputs[socket["name"]] = sources[socket["link"]]
+        _check_names(node, inputs, object_info[node["type"]])
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def _input_specs(info: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Type and options of every input of a node, in the page's order."""
+    specs = {}
+    for group in ("required", "optional"):
+        for name, spec in info["input"].get(group, {}).items():
+            specs[name] = (spec[0], spec[1] if len(spec) > 1 else {})
+    return specs
+
+
+def _widget_values(node: dict[str, Any], specs: dict[str, tuple[Any, dict]]) -> dict[str, Any]:
+    values = list(node.get("widgets_values", []))
+    inputs = {}
+    for name, (kind, options) in specs.items():
+        is_widget = isinstance(kind, list) or kind in WIDGET_TYPES
+        if not is_widget or options.get("forceInput"):
+            continue
+        if not values:
+            raise ValueError(f"node {node['id']} ({node['type']}): no value for widget {name!r}")
+        inputs[name] = values.pop(0)
+        seed_control = options.get("control_after_generate", kind == "INT" and name in SEED_NAMES)
+        if values and (seed_control or options.get("image_upload")):
+            values.pop(0)
+    if values:
+        raise ValueError(
+            f"node {node['id']} ({node['type']}): widget values {values} are left over"
+        )
+    return inputs
+
+
+def _check_names(node: dict[str, Any], inputs: dict[str, Any], info: dict[str, Any]) -> None:
+    required, known = set(info["input"].get("required", {})), set(_input_specs(info))
+    if missing := required - set(inputs):
+        raise ValueError(f"node {node['id']} ({node['type']}): {sorted(missing)} are not connected")
+    if foreign := set(inputs) - known:
+        raise ValueError(f"node {node['id']} ({node['type']}) has no inputs {sorted(foreign)}")

@@ -1,0 +1,81 @@
+"""The converter from saved workflows to prompts, on a host description small enough to read."""
+
+import copy
+
+import pytest
+
+from .graph import to_prompt
+
+INFO = {
+    "Load": {
+        "input": {
+            "required": {
+                "file": [["a", "b"], {"image_upload": True}],
+                "strength": ["FLOAT", {"default": 1.0}],
+            }
+        }
+    },
+    "Sample": {
+        "input": {
+            "required": {
+                "picture": ["IMAGE", {}],
+                "seed": ["INT", {"control_after_generate": True}],
+                "steps": ["INT"],
+                "forced": ["INT", {"forceInput": True}],
+            },
+            "optional": {"mask": ["MASK"], "mode": ["COMBO", {"options": ["x", "y"]}]},
+        }
+    },
+}
+WORKFLOW = {
+    "nodes": [
+        {"id": 1, "type": "Load", "widgets_values": ["b", "image", 0.5]},
+        {
+            "id": 2,
+            "type": "Sample",
+            "inputs": [
+                {"name": "picture", "type": "IMAGE", "link": 7},
+                {"name": "mask", "type": "MASK", "link": None},
+                {"name": "forced", "type": "INT", "link": 8},
+                {"name": "steps", "type": "INT", "link": 9, "widget": {"name": "steps"}},
+            ],
+            "widgets_values": [42, "randomize", 20, "y"],
+        },
+        {"id": 3, "type": "MarkdownNote", "widgets_values": ["text"]},
+    ],
+    "links": [[7, 1, 0, 2, 0, "IMAGE"], [8, 1, 1, 2, 2, "INT"], [9, 1, 1, 2, 3, "INT"]],
+}
+
+
+def test_widgets_get_their_names_and_links_win_over_widgets():
+    assert to_prompt(WORKFLOW, INFO) == {
+        "1": {"class_type": "Load", "inputs": {"file": "b", "strength": 0.5}},
+        "2": {
+            "class_type": "Sample",
+            "inputs": {
+                "picture": ["1", 0],
+                "seed": 42,
+                "steps": ["1", 1],
+                "forced": ["1", 1],
+                "mode": "y",
+            },
+        },
+    }
+
+
+def test_a_workflow_that_does_not_fit_is_refused():
+    for change, message in (
+        ({"type": "Unknown"}, "knows no 'Unknown'"),
+        ({"mode": 4}, "muted or bypassed"),
+        ({"widgets_values": [42, "randomize", 20]}, "no value for widget 'mode'"),
+        ({"widgets_values": [42, "randomize", 20, "y", 1]}, r"\[1\] are left over"),
+        ({"inputs": []}, r"\['forced', 'picture'\] are not connected"),
+        (
+            {"inputs": [*WORKFLOW["nodes"][1]["inputs"], {"name": "old", "link": 7}]},
+            r"has no inputs \['old'\]",
+        ),
+    ):
+        workflow = copy.deepcopy(WORKFLOW)
+        workflow["nodes"][1].update(change)
+        with pytest.raises(ValueError, match=message):
+            to_prompt(workflow, INFO)

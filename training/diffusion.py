@@ -1,0 +1,192 @@
+"""Stage two: train the denoiser and its image condition (arXiv 2211.13227, section 3).
+
+At official size the first stage and CLIP's tower stay frozen. The bundled model trains its small
+tower along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pbe_model import checkpoint
+from pbe_model.config import CONFIGS
+from pbe_model.edit import Condition, guided
+from pbe_model.exemplar import normalise
+from pbe_model.layers import ResBlock, SpatialTransformer
+from pbe_model.model import PaintByExample
+from pbe_model.samplers import sample
+from pbe_model.unet import UNet
+from training.augment import SampleGeometry
+from training.config import RunConfig
+from training.data import BoxDataset, collate, keyed_rng
+from training.latents import LatentBank, LatentEncoder
+from training.loss import DiffusionLoss
+
+NOISE = 3  # stream of `keyed_rng`, after those of training.data
+_VALIDATION = 64  # held-out samples that the validation loss is taken over
+
+
+class Diffusion:
+    """Data, loss, validation and pictures of the second stage; the loop is in `training.loop`."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.run = config
+        self.device = device
+        torch.manual_seed(config.seed)
+        self.model = _starting_model(config).to(device)
+        sizes = self.model.config
+        shared = {
+            "resolution": sizes.resolution,
+            "exemplar_size": sizes.exemplar.image_size,
+            "seed": config.seed,
+            "geometry": SampleGeometry(antialias=config.data.antialias),
+        }
+        variants = config.data.geometry_variants
+        self.dataset = BoxDataset(
+            config.data.root,
+            config.data.index,
+            geometry_variants=variants,
+            with_image=variants is None,
+            **shared,
+        )
+        self._held_out = BoxDataset(
+            config.data.root, config.data.val_index, shuffle=False, **shared
+        )
+        self._encoder = LatentEncoder(self.model.vae, device)
+        self._bank = (
+            None
+            if variants is None
+            else LatentBank(config.out / "latents", self.dataset, self._encoder)
+        )
+        self.module: nn.Module = DiffusionLoss(
+            self.model.unet, self.model.encoder, self.model.schedule, config.min_snr
+        )
+        self.model.vae.requires_grad_(False)
+        if not config.train_tower:
+            self.model.encoder.cond_stage_model.transformer.requires_grad_(False)
+        if config.tokens == "class":
+            # They get no gradient; data-parallel training would wait for it.
+            for _, parameter in self.model.unet.inert_parameters():
+                parameter.requires_grad_(False)
+
+    def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the loss takes, from what the loader yields.
+
+        Timestep, dropped condition and noise are drawn for each sample from its number.
+        """
+        sizes = self.model.config
+        side = sizes.resolution // sizes.vae.downscale
+        shape = (sizes.vae.z_channels, side, side)
+        steps, drops, noises, posterior = [], [], [], []
+        for index in loaded["index"].tolist():
+            rng = keyed_rng(self.run.seed, index, NOISE)
+            steps.append(int(rng.integers(sizes.schedule.num_timesteps)))
+            drops.append(bool(rng.random() < self.run.drop_condition))
+            noises.append(rng.standard_normal(shape, np.float32))
+            if self._bank is None:
+                posterior.append(rng.standard_normal((2, *shape), np.float32))
+        if self._bank is not None:
+            encoded = self._bank(loaded["cache_key"])
+        else:
+            noise = torch.from_numpy(np.stack(posterior, axis=1))  # (2, B, z, r, r)
+            encoded = self._encoder.encode(loaded["image"], loaded["hole_mask"], noise)
+        return {
+            **encoded,
+            "exemplar": loaded["exemplar"].to(self.device),
+            "noise": torch.from_numpy(np.stack(noises)).to(self.device),
+            "timestep": torch.tensor(steps, device=self.device),
+            "drop": torch.tensor(drops, device=self.device),
+        }
+
+    def _validation(self, first: int, count: int) -> dict[str, Tensor]:
+        return collate([self._held_out[i] for i in range(first, first + count)])
+
+    @torch.no_grad()
+    def validate(self, module: DiffusionLoss) -> dict[str, float]:
+        """Loss on held-out samples with fixed noise, at timesteps spread evenly."""
+        losses = []
+        count = min(_VALIDATION, len(self._held_out))
+        for first in range(0, count, 16):
+            loaded = self._validation(first, min(16, count - first))
+            encoded = self._encoder.encode(loaded["image"], loaded["hole_mask"])
+            rng = keyed_rng(self.run.seed, first, NOISE + 1)
+            noise = rng.standard_normal(tuple(encoded["latent"].shape), np.float32)
+            batch = len(noise)
+            spread = (torch.arange(batch) * 2 + 1) * self.model.config.schedule.num_timesteps
+            values = module(
+                {
+                    **encoded,
+                    "exemplar": loaded["exemplar"].to(self.device),
+                    "noise": torch.from_numpy(noise).to(self.device),
+                    "timestep": (spread // (2 * batch)).to(self.device),
+                    "drop": torch.zeros(batch, dtype=torch.bool, device=self.device),
+                }
+            )
+            losses.append(values["eps_mse"])
+        return {"val_eps_mse": float(torch.stack(losses).mean())}
+
+    @torch.no_grad()
+    def pictures(self, module: DiffusionLoss) -> tuple[Tensor, int]:
+        """Rows of photo, hole, exemplar, and edits at similarity 1 and 3; columns a row."""
+        loaded = self._validation(0, min(8, len(self._held_out)))
+        image = loaded["image"].to(self.device)
+        encoded = self._encoder.encode(image, (loaded["hole_mask"] > 0.5).float())
+        condition = Condition(**encoded)
+        context = self.model.encoder(normalise(loaded["exemplar"].to(self.device)))
+        rng = keyed_rng(self.run.seed, 0, NOISE + 2)
+        noise = torch.from_numpy(rng.standard_normal(tuple(encoded["latent"].shape), np.float32))
+        edits = [
+            self.model.decode(
+                sample(
+                    "dpmpp_2m",
+                    guided(self.model, condition, context, similarity),
+                    noise.to(self.device),
+                    self.model.schedule,
+                    16,
+                )
+            )
+            for similarity in (1.0, 3.0)
+        ]
+        size = image.shape[-2:]
+        exemplar = nn.functional.interpolate(loaded["exemplar"].to(image), size) * 2 - 1
+        hole = image * (loaded["hole_mask"] <= 0.5).to(image)
+        rows = torch.stack([image, hole, exemplar, *edits], dim=1)  # (B, 5, 3, R, R)
+        return rows.flatten(0, 1), 10
+
+
+def _starting_model(config: RunConfig) -> PaintByExample:
+    """Fresh weights, and those of `config.init` for the parts that it holds."""
+    sizes = replace(CONFIGS[config.model], tokens=config.tokens)
+    if config.init is None:
+        raise ValueError(
+            "the diffusion stage needs a trained first stage; set init to its exported file "
+            "(for the demo: run `pbe-train train demo-first-stage` first)"
+        )
+    file = checkpoint.read(config.init)
+    if "pbe_config" in file.metadata:
+        sizes = replace(checkpoint.infer_config(file.tensors, file.metadata), tokens=config.tokens)
+    model = PaintByExample(sizes)
+    initialise(model.unet)
+    checkpoint.load_parts(model, file.tensors, file.path)
+    return model
+
+
+@torch.no_grad()
+def initialise(unet: UNet) -> None:
+    """Start every residual branch, and the output, at zero, as the official code does."""
+    for module in unet.modules():
+        last = None
+        if isinstance(module, ResBlock):
+            last = module.out_layers[-1]
+        elif isinstance(module, SpatialTransformer):
+            last = module.proj_out
+        elif isinstance(module, UNet):
+            last = module.out[-1]
+        if isinstance(last, nn.Conv2d):
+            nn.init.zeros_(last.weight)
+            assert last.bias is not None
+            nn.init.zeros_(last.bias)

@@ -1,0 +1,79 @@
+"""Training losses as modules: a batch in, the loss and its parts out; no I/O.
+
+Being modules lets data-parallel wrappers see one `forward`. All randomness comes in with the
+batch (`training.data.keyed_rng`), so a loss is a function of its arguments.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pbe_model.exemplar import ExemplarEncoder, normalise
+from pbe_model.schedule import NoiseSchedule
+from pbe_model.unet import UNet
+from pbe_model.vae import AutoencoderKL
+
+
+class FirstStageLoss(nn.Module):
+    """Squared error of the reconstruction, plus a small divergence from the standard normal."""
+
+    def __init__(self, vae: AutoencoderKL, kl_weight: float) -> None:
+        super().__init__()
+        self.vae = vae
+        self.kl_weight = kl_weight
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`image` `(B, 3, H, W)` in [-1, 1] and `noise` of the latent's shape."""
+        image = batch["image"]
+        posterior = self.vae.encode(image)
+        reconstruction = self.vae.decode(posterior.sample(batch["noise"]))
+        error = F.mse_loss(reconstruction, image)
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        psnr = -10 * torch.log10(error.detach() / 4)  # the range [-1, 1] is 2 wide
+        return {"loss": error + self.kl_weight * kl, "kl": kl.detach(), "psnr": psnr}
+
+
+class DiffusionLoss(nn.Module):
+    """`E || eps_theta(y_t, keep_mask * x, c, t) - eps ||^2` (arXiv 2211.13227, equation 4).
+
+    Args:
+        unet: Denoiser.
+        encoder: Image tower, mapper, projection and learnable vector.
+        schedule: Noise schedule.
+        min_snr: Clip of the min-SNR weighting; 0 for the paper's plain mean.
+    """
+
+    def __init__(
+        self, unet: UNet, encoder: ExemplarEncoder, schedule: NoiseSchedule, min_snr: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.encoder = encoder
+        self.schedule = schedule
+        self.min_snr = min_snr
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss of one batch.
+
+        Args:
+            batch: `latent`, `masked_latent` `(B, 4, h, w)` scaled; `keep_mask` `(B, 1, h, w)` in
+                [0, 1]; `exemplar` `(B, 3, S, S)` in [0, 1]; `noise` like `latent`; `timestep`
+                `(B,)`; `drop` `(B,)` bool, where the learnable vector takes the exemplar's place.
+        """
+        latent, noise, timestep = batch["latent"], batch["noise"], batch["timestep"]
+        context = self.encoder(normalise(batch["exemplar"]))
+        context = torch.where(
+            batch["drop"][:, None, None], self.encoder.unconditional(len(latent)), context
+        )
+        noisy = self.schedule.add_noise(latent, noise, timestep)
+        x = torch.cat([noisy, batch["masked_latent"], batch["keep_mask"]], dim=1)
+        predicted = self.unet(x, timestep, context)
+        per_sample = (predicted.float() - noise).square().flatten(1).mean(dim=1)  # (B,)
+        weight = torch.ones_like(per_sample)
+        if self.min_snr:
+            alpha = self.schedule.alphas_cumprod.to(timestep.device)[timestep].float()
+            snr = alpha / (1 - alpha)
+            weight = snr.clamp(max=self.min_snr) / snr
+        return {"loss": (weight * per_sample).mean(), "eps_mse": per_sample.detach().mean()}
