@@ -7,9 +7,8 @@ import torch
 from comfy_api.latest import io
 
 from ..pbe_model.edit import initial_noise
-from ..pbe_model.mask import masked_image
 from ..pbe_model.region import MODES, crop, plan_region
-from .adapter import Conditioning, check_parts, pbe_config, sample
+from .adapter import Conditioning, check_parts, encode_masked, pbe_config, sample
 from .convert import batch_size, mask_like, rgb, row
 from .stitch import PBEStitchInfo, StitchInfo
 
@@ -205,9 +204,7 @@ class PBEInpaintSampler(io.ComfyNode):
         pairs = [crop(*parts) for parts in zip(photos, hole_masks, regions, strict=True)]
         crops, hole_crops = (torch.cat(parts) for parts in zip(*pairs, strict=True))
 
-        # The VAE takes [0, 1], where the grey of a hole is 0.5; `masked_image` takes [-1, 1].
-        keep_mask = (hole_crops <= 0.5).to(crops)[..., None]
-        masked_latent = vae.encode(masked_image(crops * 2 - 1, keep_mask) / 2 + 0.5)
+        masked_latent = encode_masked(vae, crops, hole_crops)
         latent = sample(
             model,
             positive,

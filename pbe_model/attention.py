@@ -32,7 +32,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 def xformers_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """xformers' memory-efficient attention, layout `(B, N, H, D)`; CUDA only."""
-    from xformers.ops import memory_efficient_attention
+    from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
 
     q, k, v = (rearrange(x, "b n (h d) -> b n h d", h=heads).contiguous() for x in (q, k, v))
     return rearrange(memory_efficient_attention(q, k, v), "b n h d -> b n (h d)")
@@ -50,7 +50,7 @@ def xformers_works(device: torch.device | str, dtype: torch.dtype = torch.float1
     x = torch.zeros(1, 8, 64, device=device, dtype=dtype)
     try:
         xformers_attention(x, x, x, 1)
-    except (ImportError, OSError, NotImplementedError, RuntimeError):
+    except (ImportError, OSError, AttributeError, NotImplementedError, RuntimeError):
         return False
     return True
 

@@ -8,7 +8,7 @@ architecture, narrower, at 64 pixels, small enough to train on two CPU cores.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Tokens = Literal["class", "all"]
 
@@ -83,6 +83,12 @@ class PBEConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tokens: Tokens = "class"
     resolution: int = 512
+
+    def __post_init__(self) -> None:
+        if self.tokens not in get_args(Tokens):
+            raise ValueError(
+                f"unknown tokens {self.tokens!r}; choose from {list(get_args(Tokens))}"
+            )
 
     @property
     def size_multiple(self) -> int:

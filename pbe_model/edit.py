@@ -123,7 +123,10 @@ def guided(
             condition.keep_mask.expand(batch, -1, -1, -1),
             branches,
         ).to(x.dtype)
-        return eps if len(eps) == batch else guidance(*eps.chunk(2), similarity)
+        if len(eps) == batch:
+            return eps
+        eps_negative, eps_positive = eps.chunk(2)
+        return guidance(eps_negative, eps_positive, similarity)
 
     return denoise
 
@@ -186,10 +189,11 @@ def edit(
     cropped, cropped_mask = crop(image[None], hole_mask[None], area)
     context = encode_exemplar(model, exemplar, fit=fit, exemplar_mask=exemplar_mask)
     condition = encode_condition(model, cropped, cropped_mask)
+    channels, height, width = condition.latent.shape[1:]
     latent = sample(
         sampler,
         guided(model, condition, context, float(similarity)),
-        initial_noise(seed, tuple(condition.latent.shape[1:]), num_images).to(model.device),
+        initial_noise(seed, (channels, height, width), num_images).to(model.device),
         model.schedule,
         steps,
         init_latent=condition.latent.float(),
@@ -218,6 +222,9 @@ def _check(
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be (H, W, 3)")
     if hole_mask.ndim != 2:
         raise ValueError(f"hole_mask has shape {tuple(hole_mask.shape)}; it must be (H, W)")
+    for name, tensor in (("image", image), ("hole_mask", hole_mask), ("exemplar", exemplar)):
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is of type {tensor.dtype}; give floats from 0 to 1")
     if num_images < 1:
         raise ValueError(f"num_images is {num_images}; paint at least 1")
     if not 0 <= similarity <= 100:

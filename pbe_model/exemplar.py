@@ -50,19 +50,20 @@ def preprocess(
         `(3, size, size)` in [0, 1]; `normalise` follows.
 
     Raises:
-        ValueError: An exemplar under 8 pixels, an unknown `fit`, an empty or ill-sized mask.
+        ValueError: An exemplar, or what its mask marks, under 8 pixels; an unknown `fit`; an empty
+            or ill-sized mask.
     """
-    height, width = exemplar.shape[:2]
-    if min(height, width) < 8:
-        raise ValueError(
-            f"the exemplar is {width} x {height} pixels; give one of at least 8 x 8 pixels"
-        )
     if fit not in get_args(Fit):
         raise ValueError(f"unknown fit {fit!r}; choose from {list(get_args(Fit))}")
     array = (exemplar.float().clamp(0, 1).cpu().numpy() * 255).round().astype(np.uint8)
     if exemplar_mask is not None:
         array = _cut_out(array, exemplar_mask)
-        height, width = array.shape[:2]
+    height, width = array.shape[:2]
+    if min(height, width) < 8:
+        place = "" if exemplar_mask is None else "inside its mask "
+        raise ValueError(
+            f"the exemplar {place}is {width} x {height} pixels; give one of at least 8 x 8 pixels"
+        )
     if fit == "crop":
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2

@@ -34,7 +34,9 @@ class NoiseSchedule:
     def linear(cls, config: ScheduleConfig) -> NoiseSchedule:
         """The schedule of a configuration: what latent diffusion calls "linear"."""
         start, end = math.sqrt(config.linear_start), math.sqrt(config.linear_end)
-        return cls(torch.linspace(start, end, config.num_timesteps, dtype=torch.float64, device="cpu") ** 2)
+        return cls(
+            torch.linspace(start, end, config.num_timesteps, dtype=torch.float64, device="cpu") ** 2
+        )
 
     def __len__(self) -> int:
         return len(self.betas)

@@ -8,12 +8,14 @@ name outside a short list becomes an inert stand-in that swallows what is done t
 from __future__ import annotations
 
 import pickle
+import tarfile
 import types
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._utils
 
 _STORAGES = {
     f"{kind}Storage"
@@ -71,15 +73,18 @@ def load_tensors(path: Path) -> dict[str, Any]:
         ValueError: Not a torch checkpoint, truncated, or without a dictionary at its top.
     """
     try:
+        zipped = _is_zip(path)
+        _refuse_other_loaders(path, zipped)
         loaded = torch.load(
             path,
             map_location="cpu",
             pickle_module=_safe_pickle,
             weights_only=False,  # the unpickler above is the stricter guard
-            mmap=_is_zip(path),
+            mmap=zipped,
         )
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError, ValueError,
-            TypeError, AttributeError, UnicodeDecodeError, OSError) as error:  # fmt: skip
+            TypeError, AttributeError, AssertionError, OverflowError, MemoryError,
+            UnicodeDecodeError, OSError) as error:  # fmt: skip
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} cannot be read as a torch checkpoint ({reason}); it is damaged, truncated or "
@@ -91,6 +96,16 @@ def load_tensors(path: Path) -> dict[str, Any]:
             "give a model checkpoint"
         )
     return loaded
+
+
+def _refuse_other_loaders(path: Path, zipped: bool) -> None:
+    """`torch.load` hands some files on to loaders that go round the unpickler above."""
+    if zipped:
+        # The sign by which torch takes an archive for TorchScript, which is a program.
+        if "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
+            raise ValueError("it is a TorchScript program, not a table of weights")
+    elif tarfile.is_tarfile(path):  # of torch before 0.2; it would be unpacked to disk
+        raise ValueError("it is a tar archive")
 
 
 def _is_zip(path: Path) -> bool:

@@ -6,6 +6,7 @@ Attribute names are the keys of the official checkpoint below `first_stage_model
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -86,9 +87,7 @@ class Level(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, blocks: int) -> None:
         super().__init__()
         sizes = [in_channels] + [out_channels] * blocks
-        self.block = nn.ModuleList(
-            ResnetBlock(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in itertools.pairwise(sizes))
 
     def forward(self, h: Tensor) -> Tensor:
         for block in self.block:

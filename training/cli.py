@@ -9,6 +9,7 @@ from training.config import load_config
 
 def main() -> None:
     from training.loop import train
+
     train(load_config(sys.argv[2], sys.argv[3:]))
 
 

@@ -62,7 +62,7 @@ class Diffusion:
             if variants is None
             else LatentBank(config.out / "latents", self.dataset, self._encoder)
         )
-        self.module: nn.Module = DiffusionLoss(
+        self.module = DiffusionLoss(
             self.model.unet, self.model.encoder, self.model.schedule, config.min_snr
         )
         self.model.vae.requires_grad_(False)
@@ -106,7 +106,7 @@ class Diffusion:
         return collate([self._held_out[i] for i in range(first, first + count)])
 
     @torch.no_grad()
-    def validate(self, module: DiffusionLoss) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         """Loss on held-out samples with fixed noise, at timesteps spread evenly."""
         losses = []
         count = min(_VALIDATION, len(self._held_out))
@@ -117,7 +117,7 @@ class Diffusion:
             noise = rng.standard_normal(tuple(encoded["latent"].shape), np.float32)
             batch = len(noise)
             spread = (torch.arange(batch) * 2 + 1) * self.model.config.schedule.num_timesteps
-            values = module(
+            values = self.module(
                 {
                     **encoded,
                     "exemplar": loaded["exemplar"].to(self.device),
@@ -130,7 +130,7 @@ class Diffusion:
         return {"val_eps_mse": float(torch.stack(losses).mean())}
 
     @torch.no_grad()
-    def pictures(self, module: DiffusionLoss) -> tuple[Tensor, int]:
+    def pictures(self) -> tuple[Tensor, int]:
         """Rows of photo, hole, exemplar, and edits at similarity 1 and 3; columns a row."""
         loaded = self._validation(0, min(8, len(self._held_out)))
         image = loaded["image"].to(self.device)

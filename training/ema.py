@@ -25,10 +25,8 @@ class EMA:
         """Take in the parameters after update number `step` (from 1)."""
         decay = min(self.decay, step / (step + 9))
         parameters = dict(module.named_parameters())
-        names = list(self.average)
-        torch._foreach_lerp_(
-            [self.average[n] for n in names], [parameters[n].detach() for n in names], 1 - decay
-        )
+        for name, average in self.average.items():
+            average.lerp_(parameters[name], 1 - decay)
 
     @torch.no_grad()
     def swap(self, module: nn.Module) -> None:

@@ -54,11 +54,14 @@ def export(
         ema = EMA(stage.module, config.ema)
         ema.load_state_dict(saved["ema"])
         ema.swap(stage.module)
+    stage.module.eval()
     record = {
         "steps": saved["step"],
         "samples": saved["step"] * config.batch_size,
-        "validation": stage.validate(stage.module.eval()),
-        "run": json.loads(config.model_dump_json(exclude={"out", "init", "data": {"root"}})),
+        "validation": stage.validate(),
+        "run": json.loads(
+            config.model_dump_json(exclude={"out": True, "init": True, "data": {"root": True}})
+        ),
     }
     if isinstance(stage, FirstStage):
         if layout != "safetensors":
@@ -75,6 +78,7 @@ def export(
     if layout == "official":
         checkpoint.save_official(out, stage.model)
     else:
+        assert config.init is not None, "a diffusion run has a first stage"
         first_stage = json.loads(checkpoint.read(config.init).metadata.get("training", "null"))
         metadata = {"training": {**record, "first_stage": first_stage}}
         checkpoint.save_model(out, stage.model, dtype=dtype, metadata=metadata)

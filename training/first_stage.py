@@ -35,7 +35,7 @@ class FirstStage:
         torch.manual_seed(config.seed)
         vae = AutoencoderKL(self.model_config.vae)
         initialise(vae)
-        self.module: nn.Module = FirstStageLoss(vae, config.kl_weight).to(device)
+        self.module = FirstStageLoss(vae, config.kl_weight).to(device)
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields; noise is keyed by sample."""
@@ -59,12 +59,12 @@ class FirstStage:
             yield collate(samples)["image"].to(self.device)
 
     @torch.no_grad()
-    def validate(self, module: FirstStageLoss) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         """Peak signal-to-noise ratio in dB on held-out pictures, and the latent's deviation."""
         errors, latents = [], []
         for image in self._validation(min(256, len(self._held_out))):
-            mean = module.vae.encode(image).mean
-            decoded = module.vae.decode(mean).clamp(-1, 1)
+            mean = self.module.vae.encode(image).mean
+            decoded = self.module.vae.decode(mean).clamp(-1, 1)
             errors.append((decoded - image).square().flatten(1).mean(dim=1))
             latents.append(mean)
         mse = torch.cat(errors)  # (N,)
@@ -75,10 +75,11 @@ class FirstStage:
         }
 
     @torch.no_grad()
-    def pictures(self, module: FirstStageLoss) -> tuple[Tensor, int]:
+    def pictures(self) -> tuple[Tensor, int]:
         """Held-out pictures, each beside its reconstruction, and the number of columns."""
         image = next(self._validation(16, 16))
-        decoded = module.vae.decode(module.vae.encode(image).mean)
+        vae = self.module.vae
+        decoded = vae.decode(vae.encode(image).mean)
         return torch.stack([image, decoded], dim=1).flatten(0, 1), 8
 
 

@@ -105,5 +105,7 @@ class LatentBank:
 
 
 def _memmap(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    mode = "r+" if path.exists() else "w+"
-    return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
+    """Open an array on disk, first made of zeros if need be; safe for several processes at once."""
+    with open(path, "ab") as file:
+        file.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    return np.memmap(path, dtype=dtype, mode="r+", shape=shape)

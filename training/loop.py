@@ -29,12 +29,13 @@ from training.runlog import RunLog
 class Stage(Protocol):
     """What a stage of training brings to the loop."""
 
-    module: nn.Module
-    dataset: Dataset
-
+    @property
+    def module(self) -> nn.Module: ...
+    @property
+    def dataset(self) -> Dataset: ...
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]: ...
-    def validate(self, module: nn.Module) -> dict[str, float]: ...
-    def pictures(self, module: nn.Module) -> tuple[Tensor, int]: ...
+    def validate(self) -> dict[str, float]: ...
+    def pictures(self) -> tuple[Tensor, int]: ...
 
 
 def learning_rate(config: OptimConfig, update: int, total: int) -> float:
@@ -74,6 +75,7 @@ def train(config: RunConfig) -> nn.Module:
         lr=config.optim.lr,
         betas=config.optim.betas,
         weight_decay=config.optim.weight_decay,
+        fused=True,
     )
     ema = EMA(stage.module, config.ema) if config.ema else None
 
@@ -102,17 +104,17 @@ def train(config: RunConfig) -> nn.Module:
         for group in optimizer.param_groups:
             group["lr"] = rate
         values = _update(accelerator, module, optimizer, batches, config)
+        if not math.isfinite(values["loss"]):
+            raise ValueError(
+                f"the loss at step {step + 1} is {values['loss']}; lower optim.lr "
+                f"({config.optim.lr}) or set precision to 'no', and start again: the newest "
+                "checkpoint is from before"
+            )
         step += 1
         if ema:
             ema.update(stage.module, step)
         log.advance()
         if step % config.log_every == 0 or step == config.steps:
-            if not math.isfinite(values["loss"]):
-                raise ValueError(
-                    f"the loss at step {step} is {values['loss']}; lower optim.lr "
-                    f"({config.optim.lr}) or set precision to 'no', and start again: the newest "
-                    "checkpoint is kept"
-                )
             elapsed = time.perf_counter() - since
             speed = (step - counted) * config.batch_size / elapsed
             since, counted = time.perf_counter(), step
@@ -179,8 +181,10 @@ def _update(
     norm = accelerator.clip_grad_norm_(module.parameters(), config.optim.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    means = {n: float(accelerator.reduce(v, "mean")) / config.accumulate for n, v in totals.items()}
-    return {**means, "grad_norm": float(norm) if norm is not None else math.nan}
+    means = accelerator.reduce(torch.stack(list(totals.values())), "mean")
+    assert isinstance(means, Tensor) and norm is not None
+    figures = (means / config.accumulate).tolist()
+    return {**dict(zip(totals, figures, strict=True)), "grad_norm": norm.item()}
 
 
 def _state(stage: Stage, optimizer: torch.optim.Optimizer, ema: EMA | None) -> dict:
@@ -196,8 +200,8 @@ def _look(stage: Stage, ema: EMA | None, log: RunLog, step: int) -> None:
     stage.module.eval()
     if ema:
         ema.swap(stage.module)
-    log.figures(step, stage.validate(stage.module))
-    log.grid(step, *stage.pictures(stage.module))
+    log.figures(step, stage.validate())
+    log.grid(step, *stage.pictures())
     if ema:
         ema.swap(stage.module)
     stage.module.train()

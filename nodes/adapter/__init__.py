@@ -7,13 +7,14 @@ previews, cancel button, LoRAs, memory manager and dtype flags work on them as o
 
 from .denoiser import load_model, pbe_config
 from .encoder import HostEncoder
-from .first_stage import latent_format, load_vae
+from .first_stage import encode_masked, latent_format, load_vae
 from .sampling import Conditioning, check_parts, sample
 
 __all__ = [
     "Conditioning",
     "HostEncoder",
     "check_parts",
+    "encode_masked",
     "latent_format",
     "load_model",
     "load_vae",

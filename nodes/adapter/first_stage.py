@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...pbe_model.config import VAEConfig
+from ...pbe_model.mask import masked_image
 
 
 def load_vae(config: VAEConfig, state_dict: dict[str, Tensor]) -> comfy.sd.VAE:
@@ -29,6 +30,21 @@ def load_vae(config: VAEConfig, state_dict: dict[str, Tensor]) -> comfy.sd.VAE:
     vae.downscale_ratio = vae.upscale_ratio = config.downscale
     vae.latent_channels = config.z_channels
     return vae
+
+
+def encode_masked(vae: comfy.sd.VAE, image: Tensor, hole_mask: Tensor) -> Tensor:
+    """Latent of a photo whose hole (mask > 0.5) is grey.
+
+    Args:
+        vae: Takes and gives what the host's VAEs do.
+        image: (B, H, W, 3) in [0, 1].
+        hole_mask: (B, H, W), 1 = repaint.
+
+    Returns:
+        Unscaled, (B, 4, h, w).
+    """
+    keep_mask = (hole_mask <= 0.5).to(image)[..., None]
+    return vae.encode(masked_image(image * 2 - 1, keep_mask) / 2 + 0.5)
 
 
 def latent_format(config: VAEConfig, vae: comfy.sd.VAE) -> comfy.latent_formats.LatentFormat:

@@ -22,6 +22,8 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.model_detection  # noqa: E402
+import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 
 spec = importlib.util.spec_from_file_location(
@@ -170,6 +172,17 @@ def check_latents_are_those_of_our_sampler(parts: Parts) -> None:
     whole = schedule.SamplingGrid(tuple(float(round(t)) for t in grid.timesteps), grid.alphas)
     expected = samplers.dpmpp_2m(denoise, noise, whole) / TINY.vae.scale_factor
     close(latent, expected, 1e-4)
+
+
+def check_the_host_s_lora_names_fit_the_official_size(_: Parts) -> None:
+    """The yardstick is its own detection of the architecture, which LoRA names follow."""
+    unet_config = ours("pbe_model.config").V1.unet
+    with torch.device("meta"):
+        names = ours("pbe_model.unet").UNet(unet_config).state_dict()
+    detected = comfy.model_detection.detect_unet_config(names, "")
+    described = ours("nodes.adapter.denoiser")._host_entries(unet_config)
+    mapping = comfy.utils.unet_to_diffusers(described)
+    assert len(mapping) > 700 and mapping == comfy.utils.unet_to_diffusers(detected)
 
 
 def check_the_vae_is_ours(parts: Parts) -> None:

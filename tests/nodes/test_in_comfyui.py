@@ -422,6 +422,14 @@ def test_other_models_and_missing_conditions_are_told_apart(host: Host, checkpoi
     assert "through InpaintModelConditioning" in failure(host, prompt)
 
 
+def test_a_result_of_nans_is_an_error_with_a_remedy(host: Host, checkpoint: Path):
+    broken = PaintByExample(TINY)
+    torch.nn.init.constant_(broken.unet.time_embed[0].bias, float("nan"))
+    save_model(checkpoint.with_name("broken.safetensors"), broken)
+    run = host.run(graph("paint_by_example/broken.safetensors"))
+    assert "the result holds NaNs" in run.error_text and "bf16" in run.error_text
+
+
 def test_a_checkpoint_of_another_kind_is_refused(host: Host, checkpoint: Path):
     other = checkpoint.with_name("other.safetensors")
     other.write_bytes(b"not a checkpoint")

@@ -1,0 +1,253 @@
+"""The `pbe` command; `python -m pbe_model` is the same.
+
+Exit codes: 0 done, 1 a result that is not as promised, 2 bad input (one sentence on stderr, and
+nothing written), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import checkpoint, demo
+from .attention import BACKENDS
+from .edit import edit
+from .exemplar import Fit
+from .image_io import image_format, read_exemplar, read_image, read_mask, write_image
+from .model import PaintByExample
+from .region import MODES
+from .samplers import SAMPLERS, Callback
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; `None` takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        args = _parser().parse_args(argv)
+        return args.run(args)
+    except ValueError as error:
+        print(f"pbe: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pbe: interrupted", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong argument as everything else that is wrong with the input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="pbe", description="Paint an example image into a photo.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    command = _command(commands, "demo", _demo, "paint the bundled scenes with the bundled model")
+    command.add_argument(
+        "--out", type=Path, default=Path("demo_out"), metavar="DIR", help="folder [%(default)s]"
+    )
+
+    command = _command(commands, "edit", _edit, "paint an exemplar into the hole of a photo")
+    add = command.add_argument
+    add("--image", required=True, metavar="FILE", help="photo")
+    add("--mask", required=True, metavar="FILE", help="where to paint: white = repaint")
+    add("--exemplar", required=True, metavar="FILE", help="picture of what to paint there")
+    add(
+        "--out", required=True, type=Path, metavar="FILE", help="result; the suffix says the format"
+    )
+    add("--checkpoint", metavar="FILE", help="model; the bundled demo model if left out")
+    add("--steps", type=int, default=20, metavar="N", help="sampling steps [%(default)s]")
+    add(
+        "--similarity", type=float, default=5.0, metavar="S",
+        help="how closely to follow the exemplar; 0 ignores it [%(default)s]",
+    )  # fmt: skip
+    add("--seed", type=int, default=0, metavar="K", help="of the noise [%(default)s]")
+    add("--sampler", choices=SAMPLERS, default="dpmpp_2m", help="[%(default)s]")
+    add(
+        "--num-images", type=int, default=1, metavar="N",
+        help="variations, with the seeds K, K+1, ...; above 1 they are named OUT-1, OUT-2, ...",
+    )  # fmt: skip
+    add(
+        "--region", choices=MODES, default="auto",
+        help="what the model sees: the hole and its surroundings, or the photo [%(default)s]",
+    )  # fmt: skip
+    add(
+        "--strength", type=float, default=1.0, metavar="S",
+        help="below 1 the hole keeps some of its content [%(default)s]",
+    )  # fmt: skip
+    add("--exemplar-mask", metavar="FILE", help="which part of the exemplar counts: white")
+    add(
+        "--fit", choices=get_args(Fit), default="squash",
+        help="how the exemplar is made square [%(default)s]",
+    )  # fmt: skip
+    add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one, else cpu]")
+    add("--dtype", choices=DTYPES, default="fp32", help="type of the weights [%(default)s]")
+    add("--attention", choices=["auto", *BACKENDS], default="auto", help="[%(default)s]")
+
+    command = _command(commands, "inspect", _inspect, "say what a checkpoint holds")
+    command.add_argument("file", metavar="FILE", help=".safetensors or .ckpt")
+    command.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+    command.set_defaults(run=run)
+    return command
+
+
+def _demo(args: argparse.Namespace) -> int:
+    model = PaintByExample.from_checkpoint()
+    done = demo.run(model, args.out, progress=_progress)
+    print(f"{done.grid}: all of it on one sheet")
+    print(f"{len(done.images)} single results beside it, {done.images[0].name} and so on")
+    print(
+        f"{done.pixels_outside - done.pixels_changed:,} of {done.pixels_outside:,} pixels outside "
+        "the blend zones are bit-identical to the photos"
+    )
+    print(f"{done.seconds:.1f} seconds")
+    return 1 if done.pixels_changed else 0
+
+
+def _edit(args: argparse.Namespace) -> int:
+    image_format(args.out)
+    if not args.out.parent.is_dir():
+        raise ValueError(
+            f"cannot write {args.out}: there is no folder {args.out.parent}; create it"
+        )
+    image = read_image(args.image)
+    hole_mask = read_mask(args.mask, size=(image.shape[0], image.shape[1]))
+    exemplar, exemplar_mask = _read_exemplar(args.exemplar, args.exemplar_mask)
+    model = PaintByExample.from_checkpoint(
+        args.checkpoint,
+        device=_device(args.device),
+        dtype=DTYPES[args.dtype],
+        attention=args.attention,
+    )
+    result = edit(
+        model,
+        image,
+        hole_mask,
+        exemplar,
+        steps=args.steps,
+        similarity=args.similarity,
+        seed=args.seed,
+        sampler=args.sampler,
+        num_images=args.num_images,
+        region=args.region,
+        strength=args.strength,
+        fit=args.fit,
+        exemplar_mask=exemplar_mask,
+        callback=_progress("painting"),
+    )
+    for number, painted in enumerate(result.images, start=1):
+        suffix = f"-{number}" if args.num_images > 1 else ""
+        path = args.out.with_name(f"{args.out.stem}{suffix}{args.out.suffix}")
+        write_image(path, painted)
+        print(path)
+    return 0
+
+
+def _read_exemplar(path: str, mask_path: str | None) -> tuple[Tensor, Tensor | None]:
+    """The exemplar, and its mask: from a file of its own, or from its transparency."""
+    exemplar, exemplar_mask = read_exemplar(path)
+    if mask_path is not None:
+        brightness, exemplar_mask = read_exemplar(mask_path)
+        if exemplar_mask is None:  # not a cut-out but a drawing
+            exemplar_mask = brightness.mean(-1)
+    return exemplar, exemplar_mask
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, once it has shown that it can compute."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # how torch says "unknown" and "not built in"
+        raise ValueError(
+            f"device {name!r} cannot be used here; use cpu"
+            + (", or cuda" if torch.cuda.is_available() else "")
+        ) from error
+    return device
+
+
+def _progress(label: str) -> Callback:
+    """A progress line on a terminal, from the first step to the last."""
+    bar: tqdm | None = None
+
+    def step(index: int, total: int, latent: Tensor) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(desc=label, total=total, unit="step", leave=False, disable=None)
+        bar.update()
+        if index + 1 == total:
+            bar.close()
+
+    return step
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    report = checkpoint.inspect(args.file)
+    metadata = {name: _decoded(value) for name, value in report.metadata.items()}
+    if args.json:
+        print(json.dumps({**asdict(report), "path": str(report.path), "metadata": metadata}))
+        return 0
+    config = report.config.to_dict()
+    rows: dict[str, Any] = {
+        "file": report.path,
+        "format": report.format,
+        "size": f"{report.size / 1e6:,.1f} MB",
+        "weights": f"{report.parameters:,} parameters, {', '.join(report.dtypes)}",
+        "model": {name: value for name, value in config.items() if not isinstance(value, dict)},
+        **{name: value for name, value in config.items() if isinstance(value, dict)},
+        "missing": _names(report.missing),
+        "unexpected": _names(report.unexpected),
+        "dropped": _names(report.dropped),
+        **metadata,
+    }
+    for name, value in rows.items():
+        print(f"{name:<12}{_short(value)}")
+    return 0
+
+
+def _decoded(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value  # a plain string
+
+
+def _names(names: list[str]) -> str:
+    more = ", ..." if len(names) > 3 else ""
+    return f"{len(names)}: {', '.join(names[:3])}{more}" if names else "none"
+
+
+def _short(value: Any) -> str:
+    """One line: of a dictionary its own entries, of what is nested in it only the names."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(
+        f"{name} {{{', '.join(entry)}}}" if isinstance(entry, dict) else f"{name}={entry}"
+        for name, entry in value.items()
+    )

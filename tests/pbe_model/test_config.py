@@ -1,0 +1,43 @@
+"""The configurations: what they derive, their way through JSON, and what they refuse."""
+
+import json
+
+import pytest
+
+from pbe_model import CONFIGS, TINY, V1, PBEConfig
+
+from .small import SMALL, SMALL_ALL
+
+
+@pytest.mark.parametrize("config", [V1, TINY, SMALL, SMALL_ALL])
+def test_json_round_trip(config):
+    assert PBEConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_partial_dictionary_takes_the_defaults_for_the_rest():
+    config = PBEConfig.from_dict({"tokens": "all", "unet": {"context_dim": 8}})
+    assert config.tokens == "all"
+    assert config.unet.context_dim == 8
+    assert config.unet.model_channels == V1.unet.model_channels
+
+
+def test_size_multiples():
+    assert V1.vae.downscale == 8
+    assert V1.size_multiple == 64
+    assert TINY.vae.downscale == 2
+    assert TINY.size_multiple == 16
+    assert all(c.resolution % c.size_multiple == 0 for c in CONFIGS.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"unets": {}}, ["unets", "PBEConfig", "'unet'"]),
+        ({"unet": {"width": 3}}, ["width", "UNetConfig", "model_channels"]),
+        ({"tokens": "some"}, ["some", "class", "all"]),
+    ],
+)
+def test_unknown_entries_are_named_with_those_that_exist(values, words):
+    with pytest.raises(ValueError) as caught:
+        PBEConfig.from_dict(values)
+    assert all(word in str(caught.value) for word in words), caught.value

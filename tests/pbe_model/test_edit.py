@@ -1,0 +1,301 @@
+"""The whole edit: what the denoiser is told, guidance, seeds, and what stays of the photo."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pbe_model import PaintByExample, edit
+from pbe_model.edit import (
+    Condition,
+    encode_condition,
+    encode_exemplar,
+    guided,
+    initial_noise,
+)
+from pbe_model.exemplar import normalise, preprocess
+from pbe_model.samplers import SAMPLERS
+
+from .small import SMALL_ALL, noise, relative_error, small_model, uniform
+
+PHOTO = uniform(40, 52, 3)
+EXEMPLAR = uniform(20, 12, 3, seed=1)
+HOLE = torch.zeros(40, 52)
+HOLE[12:22, 18:30] = 1
+
+
+@pytest.fixture(scope="module")
+def model() -> PaintByExample:
+    return small_model()
+
+
+@pytest.fixture(scope="module", params=["class", "all"])
+def either(request, model) -> PaintByExample:
+    """Models of both kinds of context."""
+    return model if request.param == "class" else small_model(SMALL_ALL)
+
+
+@pytest.fixture(scope="module")
+def paint(model):
+    """An edit of the pictures above in few steps."""
+    return partial(edit, model, PHOTO, HOLE, EXEMPLAR, steps=3)
+
+
+# ---- the condition -----------------------------------------------------------------------------
+
+
+def test_noise_of_an_image_can_be_drawn_alone():
+    batch = initial_noise(7, (4, 3, 5), 3)
+    assert batch.shape == (3, 4, 3, 5)
+    for i in range(3):
+        alone = torch.randn(1, 4, 3, 5, generator=torch.Generator().manual_seed(7 + i))
+        assert torch.equal(batch[i : i + 1], alone)
+
+
+def test_the_hole_is_grey_and_the_mask_says_keep(model):
+    image, hole = uniform(1, 16, 16, 3), torch.zeros(1, 16, 16)
+    hole[:, 4:12, 6:10] = 0.51
+    hole[:, 0, 0] = 0.5  # not above one half, so kept
+    condition = encode_condition(model, image, hole)
+
+    greyed = image.clone()
+    greyed[:, 4:12, 6:10] = 0.5
+    as_network = lambda pixels: pixels.permute(0, 3, 1, 2) * 2 - 1  # noqa: E731
+    torch.testing.assert_close(condition.latent, model.encode(as_network(image)))
+    torch.testing.assert_close(condition.masked_latent, model.encode(as_network(greyed)))
+    keep = torch.ones(1, 1, 8, 8)
+    keep[:, :, 2:6, 3:5] = 0
+    assert torch.equal(condition.keep_mask, keep)
+
+
+def test_latent_mask_is_soft_at_the_edge_and_not_antialiased(model):
+    """Hole by pixel first, then bilinear without antialias, then no rounding."""
+    hole = torch.zeros(1, 16, 16)
+    hole[:, 5:, 5:] = 1
+    keep = encode_condition(model, uniform(1, 16, 16, 3), hole).keep_mask
+    assert keep[0, 0, 2, 2] == 0.75  # one of its four pixels is hole
+    assert keep[0, 0, 2, 5] == 0.5
+    expected = 1 - F.interpolate(hole[:, None], size=(8, 8), mode="bilinear", antialias=False)
+    assert torch.equal(keep, expected)
+
+
+def test_exemplar_goes_through_preprocessing(either):
+    mask = torch.zeros(20, 12)
+    mask[2:14, 1:11] = 1
+    pixels = preprocess(EXEMPLAR, 16, fit="pad", exemplar_mask=mask)
+    context = encode_exemplar(either, EXEMPLAR, fit="pad", exemplar_mask=mask)
+    assert torch.equal(context, either.encoder(normalise(pixels[None])))
+    assert context.shape == (1, either.encoder.num_tokens, 24)
+    assert not torch.equal(context, encode_exemplar(either, EXEMPLAR))
+
+
+# ---- guidance ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def condition(model: PaintByExample) -> Condition:
+    hole = torch.zeros(1, 16, 16)
+    hole[:, 4:12, 4:12] = 1
+    return encode_condition(model, uniform(1, 16, 16, 3), hole)
+
+
+def branch(model: PaintByExample, condition: Condition, x: Tensor, t: Tensor, context: Tensor):
+    """One image at a time, one context, one evaluation each."""
+    return torch.cat(
+        [
+            model.predict_noise(x[i, None], t[i, None], condition.masked_latent,
+                                condition.keep_mask, context)
+            for i in range(len(x))
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("similarity", [0.0, 0.5, 1.0, 5.0])
+def test_guidance_is_the_explicit_formula(either, condition, similarity):
+    x, t = noise(3, 4, 8, 8), torch.tensor([700.0, 700.0, 700.0])
+    context = noise(1, either.encoder.num_tokens, 24, seed=1)
+    vector = either.encoder.learnable_vector.repeat(1, either.encoder.num_tokens, 1)
+    eps_v = branch(either, condition, x, t, vector)
+    eps_c = branch(either, condition, x, t, context)
+    assert relative_error(eps_c, eps_v) > 1e-2
+    eps = guided(either, condition, context, similarity)(x, t)
+    assert relative_error(eps, eps_v + similarity * (eps_c - eps_v)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("similarity", "rows"), [(0.0, ["v"]), (1.0, ["c"]), (0.5, ["v", "c"]), (5.0, ["v", "c"])]
+)
+def test_branches_without_weight_are_not_computed(model, condition, similarity, rows):
+    """And the learnable vector is repeated over the batch, its rows before the exemplar's."""
+    seen = []
+    handle = model.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    context = noise(1, 1, 24)
+    guided(model, condition, context, similarity)(noise(3, 4, 8, 8), torch.full((3,), 5.0))
+    handle.remove()
+    [(x, t, contexts)] = seen
+    assert x.shape == (3, 9, 8, 8)  # once, whatever the number of branches
+    assert t.tolist() == [5.0] * 3
+    tokens = {"v": model.encoder.learnable_vector, "c": context}
+    assert torch.equal(contexts, torch.cat([tokens[row].repeat(3, 1, 1) for row in rows]))
+
+
+@pytest.mark.parametrize(("t", "whole"), [(4.4, 4), (4.6, 5), (998.7, 999), (0.2, 0)])
+def test_the_network_sees_whole_timesteps(model, condition, t, whole):
+    denoise = guided(model, condition, noise(1, 1, 24), 5.0)
+    x = noise(1, 4, 8, 8)
+    assert torch.equal(denoise(x, torch.tensor([t])), denoise(x, torch.tensor([float(whole)])))
+
+
+def test_noise_keeps_its_type_in_half_precision(condition):
+    half = small_model().bfloat16()
+    told = Condition(*(x.bfloat16() for x in vars(condition).values()))
+    eps = guided(half, told, noise(1, 1, 24).bfloat16(), 3.0)(noise(1, 4, 8, 8), torch.tensor([5.0]))
+    assert eps.dtype == torch.float32
+
+
+# ---- the edit ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("region", ["auto", "whole"])
+def test_outside_the_blend_zone_the_photo_is_bit_identical(paint, region):
+    result = paint(num_images=2, region=region)
+    assert result.images.shape == (2, 40, 52, 3)
+    assert (result.images.min(), result.images.max()) >= (0, 0)
+    assert result.images.max() <= 1
+    zone = result.region.photo_blend_mask > 0
+    assert 0 < zone.float().mean() < 0.5
+    assert torch.equal(result.images[:, ~zone], PHOTO[None, ~zone].expand(2, -1, -1))
+    assert (result.images[:, HOLE > 0.5] != PHOTO[HOLE > 0.5]).float().mean() > 0.9
+
+
+def test_it_depends_on_nothing_but_its_arguments(paint):
+    state = torch.get_rng_state()
+    first = paint(seed=3)
+    assert torch.equal(torch.get_rng_state(), state)  # nor does it touch torch's global stream
+    torch.randn(7)
+    second = paint(seed=3)
+    assert torch.equal(first.images, second.images)
+    assert not torch.equal(first.images, paint(seed=4).images)
+
+
+def test_arguments_are_left_alone(model):
+    given = [PHOTO.clone(), HOLE.clone(), EXEMPLAR.clone()]
+    edit(model, *given, steps=1)
+    assert all(torch.equal(a, b) for a, b in zip(given, (PHOTO, HOLE, EXEMPLAR), strict=True))
+
+
+@pytest.mark.parametrize("similarity", [1.0, 3.0])
+def test_image_i_of_a_batch_is_that_of_seed_plus_i(paint, similarity):
+    batch = paint(num_images=3, seed=5, similarity=similarity).images
+    for i in range(3):
+        alone = paint(seed=5 + i, similarity=similarity).images[0]
+        torch.testing.assert_close(batch[i], alone, rtol=0, atol=1e-4)
+    assert not torch.allclose(batch[0], batch[1], atol=1e-2)
+
+
+def test_similarity_zero_ignores_the_exemplar(model):
+    paint = partial(edit, model, PHOTO, HOLE, steps=2)
+    other = EXEMPLAR.flip(0) ** 2
+    assert torch.equal(
+        paint(EXEMPLAR, similarity=0).images, paint(other, similarity=0).images
+    )
+    assert not torch.equal(
+        paint(EXEMPLAR, similarity=1).images, paint(other, similarity=1).images
+    )
+
+
+def test_what_was_in_the_hole_does_not_matter(model):
+    """At full strength: the network sees grey there."""
+    changed = PHOTO.clone()
+    changed[HOLE > 0.5] = 1 - changed[HOLE > 0.5]
+    paint = partial(edit, model, hole_mask=HOLE, exemplar=EXEMPLAR, steps=2, region="whole")
+    # At a size that the model takes as it is, so that no resize mixes hole and surroundings.
+    cut = (slice(4, 36), slice(10, 42))
+    results = [
+        edit(model, photo[cut], HOLE[cut], EXEMPLAR, steps=2, region="whole")
+        for photo in (PHOTO, changed)
+    ]
+    assert paint(image=PHOTO).crops.shape[-1] == 3
+    torch.testing.assert_close(results[0].crops, results[1].crops, rtol=0, atol=1e-5)
+
+
+def test_low_strength_keeps_what_was_in_the_hole(model):
+    """The start is then the crop's own latent, with as much noise as the first step left says."""
+    steps, taken = [], []
+    edit(
+        model, PHOTO, HOLE, EXEMPLAR, steps=8, strength=0.25,
+        callback=lambda i, total, x0: steps.append((i, total)),
+    )  # fmt: skip
+    assert steps == [(0, 2), (1, 2)]
+
+    handle = model.unet.register_forward_pre_hook(lambda m, inputs: taken.append(inputs[1]))
+    edit(model, PHOTO, HOLE, EXEMPLAR, steps=8, strength=0.25)
+    handle.remove()
+    assert taken[0].max() < 500
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_paints(paint, sampler):
+    calls = []
+    result = paint(sampler=sampler, steps=4, callback=lambda *state: calls.append(state))
+    assert torch.isfinite(result.images).all()
+    assert [(i, total) for i, total, _ in calls] == [(i, 4) for i in range(4)]
+    assert calls[-1][2].shape == (1, 4, 16, 16)
+
+
+def test_a_mask_of_another_size_is_resized(model):
+    small = torch.zeros(20, 26)
+    small[6:11, 9:15] = 1
+    result = edit(model, PHOTO, small, EXEMPLAR, steps=1)
+    resized = F.interpolate(
+        small[None, None], size=(40, 52), mode="bilinear", antialias=True
+    )[0, 0]  # fmt: skip
+    assert torch.equal(result.images, edit(model, PHOTO, resized, EXEMPLAR, steps=1).images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_paints_about_the_same(paint, dtype):
+    half = small_model().to(dtype)
+    result = edit(half, PHOTO, HOLE, EXEMPLAR, steps=3)
+    assert result.images.dtype == PHOTO.dtype
+    assert (result.images - paint().images).abs().mean() < 0.02
+
+
+def test_a_result_that_is_not_finite_is_an_error():
+    broken = small_model()
+    broken.vae.decoder.conv_out.bias.fill_(math.nan)
+    with pytest.raises(ValueError, match=r"not finite in torch\.float32"):
+        edit(broken, PHOTO, HOLE, EXEMPLAR, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"image": PHOTO[..., 0]}, r"image .*\(40, 52\).*\(H, W, 3\)"),
+        ({"image": PHOTO[None]}, r"image .*\(1, 40, 52, 3\)"),
+        ({"image": (PHOTO * 255).byte()}, r"image .*uint8"),
+        ({"exemplar": torch.zeros(9, 9, 4)}, r"exemplar .*\(9, 9, 4\)"),
+        ({"exemplar": torch.zeros(9, 7, 3)}, "7 x 9.*8 x 8"),
+        ({"hole_mask": HOLE[None]}, r"hole_mask .*\(1, 40, 52\).*\(H, W\)"),
+        ({"hole_mask": HOLE > 0.5}, "hole_mask .*bool"),
+        ({"hole_mask": torch.zeros(40, 52)}, "empty"),
+        ({"steps": 0}, "steps is 0"),
+        ({"sampler": "magic"}, "'magic'.*dpmpp_2m"),
+        ({"region": "left"}, "'left'.*auto"),
+        ({"fit": "stretch"}, "'stretch'.*squash"),
+        ({"num_images": 0}, "num_images is 0"),
+        ({"similarity": -1.0}, "similarity is -1"),
+        ({"similarity": math.nan}, "similarity is nan"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, f"seed is {2**63}"),
+        ({"strength": 0.0}, "strength is 0"),
+        ({"exemplar_mask": torch.zeros(20, 12)}, "empty"),
+    ],
+)
+def test_bad_arguments_are_refused_in_a_sentence(model, changed, words):
+    arguments = {"image": PHOTO, "hole_mask": HOLE, "exemplar": EXEMPLAR, "steps": 1, **changed}
+    with pytest.raises(ValueError, match=words):
+        edit(model, **arguments)

@@ -1,0 +1,129 @@
+"""Who may import whom, what may be depended on, and that importing does nothing else."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).parents[2]
+
+# What ComfyUI itself requires; a pack that stays within it can cause no conflict.
+HOST_REQUIRES = {
+    *("torch", "torchvision", "numpy", "einops", "transformers", "safetensors", "pillow", "scipy"),
+    *("tqdm", "pydantic"),
+}
+# Import names of those, and the accelerator that is used where it is installed.
+PACKAGE_IMPORTS = (HOST_REQUIRES - {"pillow"}) | {"PIL", "xformers"}
+FOREIGN = ("comfy", "comfy_api", "nodes", "training", "folder_paths", "xformers", "cv2", "accelerate")
+
+
+def imports(folder: str) -> Iterator[tuple[str, str]]:
+    """(file, absolute module name) of each import in a folder, relative imports left out."""
+    files = sorted((REPOSITORY / folder).rglob("*.py"))
+    assert files, folder
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            yield from ((str(path.relative_to(REPOSITORY)), name) for name in names)
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def test_pbe_model_imports_itself_relatively_and_little_else():
+    allowed = PACKAGE_IMPORTS | set(sys.stdlib_module_names)
+    found = list(imports("pbe_model"))
+    assert ("pbe_model/unet.py", "torch") in found
+    assert [pair for pair in found if top(pair[1]) not in allowed] == []
+
+
+def test_relative_imports_stay_inside_pbe_model():
+    for path in (REPOSITORY / "pbe_model").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ImportFrom) and node.level > 1), path
+
+
+def test_nodes_import_neither_training_nor_anything_under_its_own_name():
+    """The host gives the pack a name of its own, and owns the names `nodes` and `utils`."""
+    found = list(imports("nodes"))
+    assert any(top(name) == "comfy_api" for _, name in found)
+    forbidden = ("training", "pbe_model", "nodes", "utils", "diffusers", "cv2", "accelerate")
+    assert [pair for pair in found if top(pair[1]) in forbidden] == []
+
+
+def test_only_the_adapter_touches_comfy_internals():
+    found = {path for path, name in imports("nodes") if top(name) == "comfy"}
+    assert found
+    assert all(path.startswith(("nodes/adapter/", "nodes/adapter.py")) for path in found), found
+
+
+@pytest.mark.parametrize("folder", ["nodes", "pbe_model", "training"])
+def test_nobody_touches_the_import_path(folder):
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path"), path
+
+
+def test_training_uses_the_package_and_not_the_nodes():
+    found = list(imports("training"))
+    assert any(top(name) == "pbe_model" for _, name in found)
+    assert [pair for pair in found if top(pair[1]) in ("nodes", "comfy", "folder_paths")] == []
+
+
+def test_dependencies_stay_within_the_hosts():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    required = [line for line in lines if line.strip() and not line.startswith("#")]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[^\w-]", requirement.lower())[0] for requirement in requirements}
+
+    assert names(project["dependencies"]) <= HOST_REQUIRES
+    assert sorted(required) == sorted(project["dependencies"])
+    third_party = {top(name) for _, name in imports("pbe_model")} - set(sys.stdlib_module_names)
+    needed = {"pillow" if name == "PIL" else name for name in third_party} - {"xformers"}
+    assert needed <= names(required)
+
+
+def test_pbe_model_works_without_its_surroundings_and_importing_does_nothing_else(tmp_path):
+    """In a fresh interpreter and an empty home, with every neighbour made impossible to import."""
+    code = f"""
+import pkgutil, sys
+for name in {FOREIGN!r}:
+    sys.modules[name] = None
+sys.path.insert(0, {str(REPOSITORY)!r})
+before = list(sys.path)
+import pbe_model
+for module in pkgutil.iter_modules(pbe_model.__path__, "pbe_model."):
+    if not module.name.endswith("__main__"):
+        __import__(module.name)
+assert sys.path == before
+"""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
