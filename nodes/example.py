@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
-from pathlib import Path
 
 from comfy_api.latest import io
 
-from .. import pbe_model
-from ..pbe_model.image_io import read_image, read_mask
+from ..pbe_model.demo import Scene, load_scenes
 
 CATEGORY = "paint by example"
-SCENES = Path(pbe_model.__file__).parent / "assets" / "scenes"
 
 
 class PBEExampleInputs(io.ComfyNode):
@@ -51,15 +47,10 @@ class PBEExampleInputs(io.ComfyNode):
 
     @classmethod
     def execute(cls, scene: str) -> io.NodeOutput:
-        files = _scenes()[scene]
-        return io.NodeOutput(
-            read_image(SCENES / files["photo"]["file"])[None],
-            read_mask(SCENES / files["hole_mask"]["file"])[None],
-            read_image(SCENES / files["exemplar"]["file"])[None],
-        )
+        inputs = _scenes()[scene]
+        return io.NodeOutput(inputs.photo[None], inputs.hole_mask[None], inputs.exemplar[None])
 
 
 @functools.cache
-def _scenes() -> dict[str, dict]:
-    scenes = json.loads((SCENES / "scenes.json").read_text(encoding="utf-8"))["scenes"]
-    return {scene["name"]: scene for scene in scenes}
+def _scenes() -> dict[str, Scene]:
+    return {scene.name: scene for scene in load_scenes()}

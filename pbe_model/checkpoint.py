@@ -138,13 +138,14 @@ def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
                 "pass the right one as config="
             ) from error
 
-    def shape(name: str) -> torch.Size:
-        if name not in tensors:
+    def shape(name: str, dims: int = 4) -> torch.Size:
+        tensor = tensors.get(name)
+        if tensor is None or tensor.ndim != dims or not tensor.numel():
             raise ValueError(
-                f"{name!r} is missing: this is no Paint by Example checkpoint "
+                f"{name!r} is missing or misshapen: this is no Paint by Example checkpoint "
                 "(Stable Diffusion files and LoRAs are not)"
             )
-        return tensors[name].shape
+        return tensor.shape
 
     def indices(pattern: str) -> list[tuple[int, ...]]:
         regex = re.compile(pattern)
@@ -157,6 +158,12 @@ def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
             f"its denoiser takes {in_channels} channels and Paint by Example's takes 9: "
             "this is another model"
         )
+    # A stack that is missing as a whole must not be taken for one of no layers.
+    vision = _TOWER + "vision_model."
+    shape("model.diffusion_model.input_blocks.1.0.in_layers.2.weight")
+    shape("first_stage_model.encoder.down.0.block.0.conv1.weight")
+    shape(vision + "encoder.layers.0.self_attn.q_proj.weight", 2)
+    shape("cond_stage_model.mapper.resblocks.0.attn.c_qkv.weight", 2)
     # Downsamplings separate the levels; the rest of a level are its residual blocks.
     unet = r"model\.diffusion_model\.input_blocks\.(\d+)\."
     downs = [i for (i,) in indices(unet + r"0\.op\.weight")]
@@ -169,9 +176,8 @@ def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     vae = r"first_stage_model\.encoder\.down\.(\d+)\.block\."
     ch = shape("first_stage_model.encoder.conv_in.weight")[0]
     levels = [i for (i,) in indices(vae + r"0\.conv1\.weight")]
-    vision = _TOWER + "vision_model."
     patch = shape(vision + "embeddings.patch_embedding.weight")
-    side = round((shape(vision + "embeddings.position_embedding.weight")[0] - 1) ** 0.5)
+    side = round((shape(vision + "embeddings.position_embedding.weight", 2)[0] - 1) ** 0.5)
     hidden = patch[0]
     return PBEConfig(
         unet=UNetConfig(
@@ -181,7 +187,7 @@ def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
             attention_resolutions=tuple(
                 2**i for i, block in enumerate(last) if block in with_attention
             ),
-            context_dim=shape("learnable_vector")[-1],
+            context_dim=shape("learnable_vector", 3)[-1],
         ),
         vae=VAEConfig(
             ch=ch,

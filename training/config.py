@@ -74,6 +74,8 @@ class RunConfig(_Strict):
     """Share of the samples whose exemplar is replaced by the learnable vector."""
     min_snr: float = Field(default=0.0, ge=0)
     """Clip of the min-SNR loss weighting (arXiv 2303.09556); 0 turns it off."""
+    v_weight: bool = False
+    """Weigh timesteps as a loss on v would, so that the noisiest count too (arXiv 2202.00512)."""
     kl_weight: float = Field(default=1e-4, ge=0)
     """Weight of the divergence per latent element in the first stage's loss."""
     ema: float = Field(default=0.0, ge=0, lt=1)

@@ -63,7 +63,11 @@ class Diffusion:
             else LatentBank(config.out / "latents", self.dataset, self._encoder)
         )
         self.module = DiffusionLoss(
-            self.model.unet, self.model.encoder, self.model.schedule, config.min_snr
+            self.model.unet,
+            self.model.encoder,
+            self.model.schedule,
+            config.min_snr,
+            config.v_weight,
         )
         self.model.vae.requires_grad_(False)
         if not config.train_tower:
@@ -177,7 +181,13 @@ def _starting_model(config: RunConfig) -> PaintByExample:
 
 @torch.no_grad()
 def initialise(unet: UNet) -> None:
-    """Start every residual branch, and the output, at zero, as the official code does."""
+    """Start residual branches at zero, as the official code does, and the whole as the identity.
+
+    At the noisiest timesteps the noise is almost the input, and what the network has to say is the
+    small difference. Learning to repeat its input to a percent takes thousands of updates, so the
+    noisy latent is handed on from the start: through the first convolution, the outermost skip
+    connection and the output, as pairs x and -x, because silu(x) - silu(-x) = x.
+    """
     for module in unet.modules():
         last = None
         if isinstance(module, ResBlock):
@@ -190,3 +200,19 @@ def initialise(unet: UNet) -> None:
             nn.init.zeros_(last.weight)
             assert last.bias is not None
             nn.init.zeros_(last.bias)
+
+    first, outermost, out = unet.input_blocks[0][0], unet.output_blocks[-1][0], unet.out[-1]
+    skip = outermost.skip_connection
+    noisy = unet.config.out_channels
+    pairs = 2 * noisy
+    passed = skip.in_channels - first.out_channels  # the skip is what comes last in the block
+    for layer, inputs in ((first, slice(0, noisy)), (skip, slice(passed, passed + pairs))):
+        layer.weight[:pairs] = 0
+        layer.bias[:pairs] = 0
+        middle = layer.kernel_size[0] // 2
+        for i in range(pairs):
+            source = inputs.start + (i % noisy if layer is first else i)
+            sign = -1.0 if layer is first and i >= noisy else 1.0
+            layer.weight[i, source, middle, middle] = sign
+    for i in range(noisy):
+        out.weight[i, i, 1, 1], out.weight[i, noisy + i, 1, 1] = 1.0, -1.0

@@ -42,17 +42,26 @@ class DiffusionLoss(nn.Module):
         unet: Denoiser.
         encoder: Image tower, mapper, projection and learnable vector.
         schedule: Noise schedule.
-        min_snr: Clip of the min-SNR weighting; 0 for the paper's plain mean.
+        min_snr: Clip of the min-SNR weighting; 0 for none.
+        v_weight: Weigh each timestep as a loss on v would (arXiv 2202.00512), by `1 / a_t`. The
+            paper's plain mean hardly counts the noisiest timesteps, at which the exemplar decides
+            the colours; a short training needs them.
     """
 
     def __init__(
-        self, unet: UNet, encoder: ExemplarEncoder, schedule: NoiseSchedule, min_snr: float = 0.0
+        self,
+        unet: UNet,
+        encoder: ExemplarEncoder,
+        schedule: NoiseSchedule,
+        min_snr: float = 0.0,
+        v_weight: bool = False,
     ) -> None:
         super().__init__()
         self.unet = unet
         self.encoder = encoder
         self.schedule = schedule
         self.min_snr = min_snr
+        self.v_weight = v_weight
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss of one batch.
@@ -71,9 +80,11 @@ class DiffusionLoss(nn.Module):
         x = torch.cat([noisy, batch["masked_latent"], batch["keep_mask"]], dim=1)
         predicted = self.unet(x, timestep, context)
         per_sample = (predicted.float() - noise).square().flatten(1).mean(dim=1)  # (B,)
+        alpha = self.schedule.alphas_cumprod.to(timestep.device)[timestep].float()
         weight = torch.ones_like(per_sample)
         if self.min_snr:
-            alpha = self.schedule.alphas_cumprod.to(timestep.device)[timestep].float()
             snr = alpha / (1 - alpha)
-            weight = snr.clamp(max=self.min_snr) / snr
+            weight = weight * snr.clamp(max=self.min_snr) / snr
+        if self.v_weight:
+            weight = weight / alpha
         return {"loss": (weight * per_sample).mean(), "eps_mse": per_sample.detach().mean()}

@@ -56,7 +56,7 @@ def test_no_xformers_on_the_cpu_whether_installed_or_not(monkeypatch):
     monkeypatch.delitem(sys.modules, "xformers.ops", raising=False)
     assert not xformers_works("cpu")
     assert select_attention("auto", "cpu") is sdpa_attention
-    with pytest.raises(ValueError, match="xformers .* cpu .*'sdpa'"):
+    with pytest.raises(ValueError, match=r"xformers .* cpu .*'sdpa'"):
         select_attention("xformers", "cpu")
 
 
@@ -81,7 +81,7 @@ def test_an_xformers_that_imports_but_finds_no_kernel_is_passed_over(monkeypatch
     monkeypatch.setattr(torch, "zeros", lambda *a, device, **kw: zeros(*a, device="cpu", **kw))
     assert not xformers_works("cuda")
     assert select_attention("auto", "cuda") is sdpa_attention
-    with pytest.raises(ValueError, match="xformers .* cuda"):
+    with pytest.raises(ValueError, match=r"xformers .* cuda"):
         select_attention("xformers", "cuda")
 
 
@@ -94,7 +94,8 @@ def test_a_working_xformers_is_taken_on_cuda(monkeypatch):
 
 
 @pytest.mark.skipif(
-    not xformers_works("cuda" if torch.cuda.is_available() else "cpu"), reason="needs CUDA, xformers"
+    not xformers_works("cuda" if torch.cuda.is_available() else "cpu"),
+    reason="needs CUDA, xformers",
 )
 def test_the_real_xformers_equals_the_reference():
     q, k, v = (noise(2, 64, 64, seed=i).cuda().half() for i in range(3))

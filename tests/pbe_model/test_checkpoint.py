@@ -79,9 +79,10 @@ def test_a_loaded_model_computes_the_same(tmp_path, model):
     loaded = PaintByExample.from_checkpoint(path)
     pixels, x, t = noise(1, 3, 16, 16), noise(1, 9, 8, 8), torch.tensor([5])
     context = model.encoder(pixels)
-    assert torch.equal(loaded.encoder(pixels), context)
-    assert torch.equal(loaded.unet(x, t, context), model.unet(x, t, context))
-    assert torch.equal(loaded.encode(pixels), model.encode(pixels))
+    # Not to the bit: weights may lie at other addresses, which changes the order of sums.
+    assert relative_error(loaded.encoder(pixels), context) < 1e-5
+    assert relative_error(loaded.unet(x, t, context), model.unet(x, t, context)) < 1e-5
+    assert relative_error(loaded.encode(pixels), model.encode(pixels)) < 1e-5
     assert torch.equal(loaded.schedule.betas, model.schedule.betas)
 
 
@@ -96,7 +97,9 @@ def test_half_precision_round_trip(tmp_path, model, dtype):
 
     full = PaintByExample.from_checkpoint(path)
     assert {t.dtype for t in full.parameters()} == {torch.float32}
-    assert torch.equal(full.unet.out[2].weight, rounded["model.diffusion_model.out.2.weight"].float())
+    assert torch.equal(
+        full.unet.out[2].weight, rounded["model.diffusion_model.out.2.weight"].float()
+    )
     half = PaintByExample.from_checkpoint(path, dtype=dtype)
     assert {t.dtype for t in half.parameters()} == {dtype}
 
@@ -140,7 +143,9 @@ def test_official_round_trip(tmp_path, model, tensors):
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 @pytest.mark.parametrize("prefix", ["vision_model.", ""])
 @pytest.mark.parametrize("positions", [True, False])
-def test_tower_names_of_every_transformers_version(tmp_path, model, suffix, prefix, positions, tensors):
+def test_tower_names_of_every_transformers_version(
+    tmp_path, model, suffix, prefix, positions, tensors
+):
     renamed = {n.replace(TOWER + "vision_model.", TOWER + prefix): t for n, t in tensors.items()}
     if positions:
         renamed[f"{TOWER}{prefix}embeddings.position_ids"] = torch.arange(5)[None]
@@ -231,6 +236,24 @@ def test_a_tensor_that_tells_the_size_is_missed_too(tmp_path, tensors, name):
         PaintByExample.from_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    "stack",
+    [
+        "model.diffusion_model.input_blocks.1",
+        "first_stage_model.encoder.down",
+        "cond_stage_model.mapper",
+        "cond_stage_model.transformer.vision_model.encoder.layers",
+        "model.diffusion_model.output_blocks",
+    ],
+)
+def test_a_stack_missing_as_a_whole_is_not_one_of_no_layers(tmp_path, tensors, stack):
+    path = write(
+        tmp_path / "m.safetensors", {n: t for n, t in tensors.items() if not n.startswith(stack)}
+    )
+    with pytest.raises(ValueError, match=f"m.safetensors.* {stack}|{stack}.* is missing"):
+        PaintByExample.from_checkpoint(path)
+
+
 def test_a_configuration_that_does_not_fit_the_file(tmp_path, tensors):
     path = write(tmp_path / "model.safetensors", tensors)
     with pytest.raises(ValueError, match=r"another shape .*config="):
@@ -255,8 +278,9 @@ def test_other_denoisers_are_recognised_by_their_channels(tmp_path, tensors, cha
         {"unet.conv_in.weight": noise(32, 9, 3, 3)},
         {"model.diffusion_model.input_blocks.0.0.weight": noise(32, 9, 3, 3)},
         {"model.diffusion_model.input_blocks.0.0.weight": noise(32)},
+        {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(0, 9, 3, 3)},
     ],
-    ids=["lora", "diffusers", "one tensor", "one vector"],
+    ids=["lora", "diffusers", "one tensor", "one vector", "nothing"],
 )
 def test_files_of_other_models_are_refused_in_a_sentence(tmp_path, others):
     path = write(tmp_path / "other.safetensors", others)

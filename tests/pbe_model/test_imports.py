@@ -24,7 +24,16 @@ HOST_REQUIRES = {
 }
 # Import names of those, and the accelerator that is used where it is installed.
 PACKAGE_IMPORTS = (HOST_REQUIRES - {"pillow"}) | {"PIL", "xformers"}
-FOREIGN = ("comfy", "comfy_api", "nodes", "training", "folder_paths", "xformers", "cv2", "accelerate")
+FOREIGN = (
+    "comfy",
+    "comfy_api",
+    "nodes",
+    "training",
+    "folder_paths",
+    "xformers",
+    "cv2",
+    "accelerate",
+)
 
 
 def imports(folder: str) -> Iterator[tuple[str, str]]:
@@ -67,9 +76,11 @@ def test_nodes_import_neither_training_nor_anything_under_its_own_name():
 
 
 def test_only_the_adapter_touches_comfy_internals():
-    found = {path for path, name in imports("nodes") if top(name) == "comfy"}
-    assert found
-    assert all(path.startswith(("nodes/adapter/", "nodes/adapter.py")) for path in found), found
+    """The other nodes take no more of the host than its public API and its lists of names."""
+    found = [pair for pair in imports("nodes") if top(pair[1]) == "comfy"]
+    assert any(path.startswith("nodes/adapter/") for path, _ in found)
+    outside = {name for path, name in found if not path.startswith("nodes/adapter/")}
+    assert outside <= {"comfy.samplers"}
 
 
 @pytest.mark.parametrize("folder", ["nodes", "pbe_model", "training"])
@@ -94,7 +105,9 @@ def test_dependencies_stay_within_the_hosts():
         return {re.split(r"[^\w-]", requirement.lower())[0] for requirement in requirements}
 
     assert names(project["dependencies"]) <= HOST_REQUIRES
-    assert sorted(required) == sorted(project["dependencies"])
+    # The pack's own list names no version of torch: it must never replace the host's.
+    assert names(required) == names(project["dependencies"])
+    assert "torch" in required
     third_party = {top(name) for _, name in imports("pbe_model")} - set(sys.stdlib_module_names)
     needed = {"pillow" if name == "PIL" else name for name in third_party} - {"xformers"}
     assert needed <= names(required)
@@ -117,7 +130,6 @@ assert sys.path == before
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
-        "TMPDIR": str(tmp_path),
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
     }

@@ -1,4 +1,4 @@
-"""The denoiser against diffusers' UNet2DConditionModel, and its two shortcuts against the long way."""
+"""The denoiser against diffusers' UNet2DConditionModel, its shortcuts against the long way."""
 
 import re
 
@@ -117,7 +117,9 @@ def test_epsilons_are_those_of_diffusers(unet, peer):
     norms = {n: m for n, m in unet.named_modules() if isinstance(m, nn.GroupNorm | nn.LayerNorm)}
     modules = dict(peer.named_modules())
     assert len(norms) > 20
-    assert {n: m.eps for n, m in norms.items()} == {n: modules[diffusers_name(n)].eps for n in norms}
+    assert {n: m.eps for n, m in norms.items()} == {
+        n: modules[diffusers_name(n)].eps for n in norms
+    }
 
 
 def test_timestep_embedding_by_its_formula():
@@ -214,7 +216,7 @@ def test_layers_come_from_the_injected_operations():
 
     class LayerNorm(nn.LayerNorm): ...
 
-    class operations:  # noqa: N801
+    class operations:
         pass
 
     own = (Linear, Conv2d, GroupNorm, LayerNorm)

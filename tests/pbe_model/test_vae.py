@@ -81,7 +81,9 @@ def test_decoder_agrees_with_diffusers(vae, peer, size):
 def test_epsilons_are_those_of_diffusers(vae, peer):
     norms = {n: m for n, m in vae.named_modules() if isinstance(m, nn.GroupNorm)}
     modules = dict(peer.named_modules())
-    assert {n: m.eps for n, m in norms.items()} == {n: modules[diffusers_name(n)].eps for n in norms}
+    assert {n: m.eps for n, m in norms.items()} == {
+        n: modules[diffusers_name(n)].eps for n in norms
+    }
 
 
 def test_posterior_sample_and_divergence():

@@ -1,0 +1,108 @@
+"""The second stage: what is drawn for a sample, what is trained, how it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pbe_model.unet import UNet
+from training.data import collate
+from training.diffusion import Diffusion, initialise
+
+from .runs import SMALL, run_config
+
+
+def stage(photos: Path, out: Path, first_stage: Path, **options) -> Diffusion:
+    return Diffusion(run_config(photos, out, first_stage, **options), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("variants", [None, 2])
+def test_draws_depend_on_the_sample_alone(
+    photos: Path, tmp_path: Path, first_stage: Path, variants: int | None
+) -> None:
+    made = stage(photos, tmp_path, first_stage, geometry_variants=variants)
+    together = made.batch(collate([made.dataset[number] for number in (21, 3, 8)]))
+    alone = made.batch(collate([made.dataset[3]]))
+    assert together.keys() == alone.keys()
+    for name in ("noise", "timestep", "drop", "exemplar", "keep_mask"):
+        assert torch.equal(together[name][1], alone[name][0]), name
+    for name in ("latent", "masked_latent"):
+        torch.testing.assert_close(together[name][1], alone[name][0], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(together["noise"][0], together["noise"][1])
+
+
+def test_one_in_five_conditions_is_dropped_and_timesteps_are_uniform(
+    photos: Path, tmp_path: Path, first_stage: Path
+) -> None:
+    made = stage(photos, tmp_path, first_stage, geometry_variants=1)
+    loaded = {"index": torch.arange(2000), "cache_key": torch.zeros(2000, dtype=torch.long)}
+    batch = made.batch({**loaded, "exemplar": torch.zeros(2000, 3, 1, 1)})
+    drop, timestep = batch["drop"].float(), batch["timestep"].float()
+    assert abs(drop.mean() - 0.2) < 4 * (0.2 * 0.8 / 2000) ** 0.5
+    assert timestep.min() < 10 and timestep.max() > 989
+    assert abs(timestep.mean() - 499.5) < 4 * 1000 / (12 * 2000) ** 0.5
+    assert torch.corrcoef(torch.stack([drop, timestep]))[0, 1].abs() < 0.1
+
+
+@pytest.mark.parametrize(("tokens", "train_tower"), [("class", False), ("all", True)])
+def test_what_is_trained(
+    photos: Path, tmp_path: Path, first_stage: Path, tokens: str, train_tower: bool
+) -> None:
+    made = stage(photos, tmp_path, first_stage, tokens=tokens, train_tower=train_tower)
+    trained = {name for name, p in made.module.named_parameters() if p.requires_grad}
+    assert not any(p.requires_grad for p in made.model.vae.parameters())
+    tower = {name for name in trained if "transformer" in name and name.startswith("encoder.")}
+    assert bool(tower) == train_tower
+    inert = {f"unet.{name}" for name, _ in made.model.unet.inert_parameters()}
+    assert inert and all(("to_q" in n or "to_k" in n or "norm2" in n) for n in inert)
+    assert inert.isdisjoint(trained) if tokens == "class" else inert <= trained
+    assert "encoder.learnable_vector" in trained
+    assert any(name.startswith("encoder.cond_stage_model.mapper") for name in trained)
+    # Everything that is trained gets a gradient: data-parallel training would wait for it.
+    made.module.unet.requires_grad_(True)
+    loaded = collate([made.dataset[number] for number in range(8)])
+    with torch.no_grad():
+        for parameter in made.module.unet.parameters():
+            parameter.add_(0.01)  # off the zeros of the start
+    made.module(made.batch(loaded))["loss"].backward()
+    without = {n for n, p in made.module.named_parameters() if p.requires_grad and p.grad is None}
+    assert without & trained == set()
+    assert tokens == "all" or inert <= without
+
+
+def test_the_denoiser_starts_by_saying_zero() -> None:
+    torch.manual_seed(0)
+    unet = UNet(SMALL.unet)
+    x, context = torch.randn(2, 9, 8, 8), torch.randn(2, 1, 16)
+    assert unet(x, torch.tensor([1, 2]), context).abs().max() > 1e-3
+    initialise(unet)
+    assert not unet(x, torch.tensor([1, 2]), context).any()
+
+
+def test_weights_start_from_the_file_and_the_seed(
+    photos: Path, tmp_path: Path, first_stage: Path
+) -> None:
+    one, two, other = (
+        stage(photos, tmp_path, first_stage, seed=seed).model.state_dict() for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    differing = {name.split(".")[0] for name in one if not torch.equal(one[name], other[name])}
+    assert differing == {"unet", "encoder"}
+
+
+def test_no_first_stage_is_refused(photos: Path, tmp_path: Path) -> None:
+    config = run_config(photos, tmp_path, stage="diffusion")
+    with pytest.raises(ValueError, match="set init to its exported file"):
+        Diffusion(config, torch.device("cpu"))
+
+
+def test_validation_and_pictures_repeat(photos: Path, tmp_path: Path, first_stage: Path) -> None:
+    made = stage(photos, tmp_path, first_stage)
+    assert made.validate() == made.validate()
+    # An untrained denoiser says zero, so its error is the noise's variance.
+    assert made.validate()["val_eps_mse"] == pytest.approx(1, abs=0.1)
+    images, columns = made.pictures()
+    assert images.shape == (8 * 5, 3, 16, 16) and columns == 10
+    assert torch.equal(images, made.pictures()[0])

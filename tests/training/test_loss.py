@@ -1,0 +1,103 @@
+"""Losses against their formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pbe_model import PaintByExample
+from pbe_model.vae import AutoencoderKL
+from training.diffusion import initialise
+from training.loss import DiffusionLoss, FirstStageLoss
+
+from .runs import SMALL, randomise
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batch(drop: list[bool], timestep: list[int] | None = None) -> dict[str, Tensor]:
+    count, side = len(drop), SMALL.resolution // 2
+    size = SMALL.exemplar.image_size
+    return {
+        "latent": noise(count, 4, side, side, seed=1),
+        "masked_latent": noise(count, 4, side, side, seed=2),
+        "keep_mask": noise(count, 1, side, side, seed=3).sigmoid(),
+        "exemplar": noise(count, 3, size, size, seed=4).sigmoid(),
+        "noise": noise(count, 4, side, side, seed=5),
+        "timestep": torch.tensor(timestep or [100 + 300 * i for i in range(count)]),
+        "drop": torch.tensor(drop),
+    }
+
+
+def diffusion_loss(min_snr: float = 0.0) -> DiffusionLoss:
+    model = PaintByExample(SMALL)
+    randomise(model)
+    return DiffusionLoss(model.unet, model.encoder, model.schedule, min_snr)
+
+
+def test_a_denoiser_that_says_zero_is_off_by_the_noise() -> None:
+    module, given = diffusion_loss(), batch([False, True])
+    initialise(module.unet)
+    expected = given["noise"].square().mean()
+    for value in module(given).values():
+        torch.testing.assert_close(value, expected)
+
+
+def test_min_snr_weights() -> None:
+    """`min(snr, gamma) / snr` for eps-prediction (arXiv 2303.09556, equation 5)."""
+    module, given = diffusion_loss(min_snr=5.0), batch([False] * 3, timestep=[10, 300, 900])
+    initialise(module.unet)
+    alpha = module.schedule.alphas_cumprod[given["timestep"]].double()
+    snr = alpha / (1 - alpha)
+    assert snr[0] > 5 > snr[2]
+    weight = torch.where(snr > 5, 5 / snr, 1.0)
+    error = given["noise"].square().flatten(1).mean(1)
+    found = module(given)
+    torch.testing.assert_close(found["loss"], (weight * error).mean().float())
+    torch.testing.assert_close(found["eps_mse"], error.mean())
+
+
+def test_the_denoiser_sees_noisy_latent_then_photo_then_keep_mask() -> None:
+    module, given = diffusion_loss(), batch([False])
+    seen: list[Tensor] = []
+    module.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    module(given)
+    alpha = module.schedule.alphas_cumprod[given["timestep"]].float()[:, None, None, None]
+    noisy = alpha.sqrt() * given["latent"] + (1 - alpha).sqrt() * given["noise"]
+    torch.testing.assert_close(seen[0][:, :4], noisy)
+    assert torch.equal(seen[0][:, 4:8], given["masked_latent"])
+    assert torch.equal(seen[0][:, 8:], given["keep_mask"])
+
+
+def test_conditions_are_dropped_sample_by_sample() -> None:
+    module, given = diffusion_loss(), batch([True, False])
+    before = module(given)["loss"]
+    for row, matters in ((0, False), (1, True)):
+        changed = {**given, "exemplar": given["exemplar"].clone()}
+        changed["exemplar"][row] = 1 - changed["exemplar"][row]
+        assert (module(changed)["loss"] != before) == matters
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_the_learnable_vector_learns_from_dropped_samples(dropped: bool) -> None:
+    module = diffusion_loss()
+    module(batch([False, dropped]))["loss"].backward()
+    gradient = module.encoder.learnable_vector.grad
+    assert gradient is not None and gradient.any() == dropped
+
+
+def test_first_stage_loss() -> None:
+    vae = AutoencoderKL(SMALL.vae)
+    randomise(vae)
+    image, z = noise(2, 3, 16, 16).tanh(), noise(2, 4, 8, 8, seed=1)
+    found = FirstStageLoss(vae, kl_weight=0.125)({"image": image, "noise": z})
+    mean, log_variance = vae.quant_conv(vae.encoder(image)).chunk(2, dim=1)
+    log_variance = log_variance.clamp(-30, 20)
+    error = (vae.decode(mean + (log_variance / 2).exp() * z) - image).square().mean()
+    kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+    torch.testing.assert_close(found["kl"], kl)
+    torch.testing.assert_close(found["loss"], error + 0.125 * kl)
+    torch.testing.assert_close(found["psnr"], 20 * torch.log10(2 / error.sqrt()))

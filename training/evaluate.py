@@ -1,0 +1,392 @@
+"""Does the model paint the exemplar it is given? Measured on held-out cut-outs.
+
+A pair is a photo with a box, and an exemplar that shows the box's cut-out on another background, so
+copying the background does not help. The exemplar is painted into the box at rising similarity.
+Then a plain descriptor of the painted box, no learned network, has to tell the right exemplar from
+seven of other groups. Three rows say how to read the score: similarity 0 (the exemplar is not
+seen), shuffled exemplars (another group's is painted), and the photo as it is, the most that the
+descriptor can score.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pbe_model import PaintByExample
+from pbe_model.demo import sheet
+from pbe_model.edit import Condition, encode_condition, encode_exemplar, guided, initial_noise
+from pbe_model.image_io import read_image
+from pbe_model.mask import Box, box_mask
+from pbe_model.region import Region, crop, plan_region, stitch
+from pbe_model.samplers import sample
+from training.data import keyed_rng
+
+INDEX = "val/pairs.jsonl"
+SIMILARITIES = (0.0, 1.0, 3.0, 5.0)
+SHUFFLED = 3.0
+"""Similarity of the control with shuffled exemplars."""
+CANDIDATES = 8
+MARGIN = 0.1
+"""Of the object's box, that exemplars show around it (`training.composite.Pair`)."""
+
+_CANDIDATE_DRAWS = 5  # stream of `keyed_rng`, after those of training
+_SIDE, _CELLS = 32, 4
+_SHOWN = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A held-out object twice: in a photo, and alone as the exemplar.
+
+    Attributes:
+        photo: `(H, W, 3)` in [0, 1].
+        exemplar: `(h, w, 3)` in [0, 1].
+        box: Of the object, in pixels of the photo.
+        group: Shared by near-duplicates.
+    """
+
+    photo: Tensor
+    exemplar: Tensor
+    box: Box
+    group: str
+
+    @property
+    def hole_mask(self) -> Tensor:
+        """`(H, W)`, 1 inside the box."""
+        return torch.from_numpy(box_mask(*self.photo.shape[:2], self.box)).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: What is in the boxes.
+        hits: Pairs whose own exemplar was nearest of all candidates.
+        pairs: Pairs scored.
+        outside: Largest difference from the photo outside the blend zones; any but 0 is a defect.
+    """
+
+    name: str
+    hits: int
+    pairs: int
+    outside: float
+
+    @property
+    def top1(self) -> float:
+        """Share of hits."""
+        return self.hits / self.pairs
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the share lies with 95 % confidence."""
+        return wilson(self.hits, self.pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `evaluate_demo` measured.
+
+    Attributes:
+        rows: Similarities 0, 1, 3 and 5, shuffled exemplars, and the true photo.
+        steps: Sampling steps.
+        sampler: Name of the sampler.
+        seed: Of candidates and noise.
+        grid: Photo, hole, exemplar and results of the first pairs, `(H, W, 3)` in [0, 1].
+    """
+
+    rows: list[Row]
+    steps: int
+    sampler: str
+    seed: int
+    grid: Tensor
+
+    def to_json(self) -> str:
+        """The figures, without the pictures."""
+        rows = [
+            {"name": r.name, "hits": r.hits, "pairs": r.pairs, "top1": r.top1,
+             "interval_95": r.interval, "outside": r.outside}
+            for r in self.rows
+        ]  # fmt: skip
+        settings = {"steps": self.steps, "sampler": self.sampler, "seed": self.seed}
+        return json.dumps({**settings, "chance": 1 / CANDIDATES, "rows": rows}, indent=2)
+
+
+def evaluate_demo(
+    root: Path,
+    model: PaintByExample,
+    *,
+    pairs: int = 256,
+    steps: int = 20,
+    sampler: str = "dpmpp_2m",
+    seed: int = 0,
+    batch: int = 16,
+) -> Evaluation:
+    """Paint the held-out pairs of a demo set and count how often the exemplar is recognised.
+
+    All rows of a pair start from the same noise, so they differ in what is painted alone.
+
+    Args:
+        root: Folder made by `pbe-train prepare demo`.
+        model: To be measured.
+        pairs: The first so many of the set; cut-outs take turns in it.
+        steps: Sampling steps.
+        sampler: One of `pbe_model.samplers.SAMPLERS`.
+        seed: Of candidates and noise.
+        batch: Pairs painted at once; does not change what is drawn.
+
+    Raises:
+        ValueError: No such set, fewer pairs or groups in it than needed, bad settings.
+    """
+    for name, value in (("pairs", pairs), ("batch", batch)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; give at least 1")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; give at least 0")
+    found = load_pairs(root, pairs)
+    groups = [pair.group for pair in found]
+    draws = [draw_candidates(groups, number, seed) for number in range(pairs)]
+    descriptors = [descriptor(p.exemplar, margin=MARGIN / (1 + 2 * MARGIN)) for p in found]
+
+    def is_hit(number: int, picture: Tensor) -> bool:
+        painted = descriptor(_boxed(picture, found[number].box))
+        candidates = np.stack([descriptors[i] for i in draws[number][0]])
+        return int(np.square(candidates - painted).sum(1).argmin()) == 0
+
+    own, shuffled = list(range(pairs)), [other for _, other in draws]
+    plan = [(f"similarity {s:g}", s, own) for s in SIMILARITIES]
+    plan.append((f"shuffled, similarity {SHUFFLED:g}", SHUFFLED, shuffled))
+    hits = {name: 0 for name, _, _ in plan}
+    outside = {name: 0.0 for name, _, _ in plan}
+    shown = [_given(pair) for pair in found[:_SHOWN]]
+    with tqdm(total=pairs * len(plan), desc="evaluate", unit="edit", dynamic_ncols=True) as bar:
+        for first in range(0, pairs, batch):
+            numbers = range(first, min(first + batch, pairs))
+            painter = Painter(model, [found[i] for i in numbers], seed + first)
+            for name, similarity, given in plan:
+                exemplars = [found[given[i]].exemplar for i in numbers]
+                results = painter.paint(exemplars, similarity, steps=steps, sampler=sampler)
+                for i, result, region in zip(numbers, results, painter.regions, strict=True):
+                    hits[name] += is_hit(i, result)
+                    kept = (region.photo_blend_mask == 0)[..., None]
+                    difference = ((result - found[i].photo) * kept).abs().max().item()
+                    outside[name] = max(outside[name], difference)
+                    if i < len(shown):
+                        shown[i].append((name, result))
+                bar.update(len(numbers))
+    rows = [Row(name=n, hits=hits[n], pairs=pairs, outside=outside[n]) for n, _, _ in plan]
+    truth = sum(is_hit(number, pair.photo) for number, pair in enumerate(found))
+    rows.append(Row(name="the photo itself", hits=truth, pairs=pairs, outside=0.0))
+    return Evaluation(rows=rows, steps=steps, sampler=sampler, seed=seed, grid=sheet(shown))
+
+
+def _given(pair: Pair) -> list[tuple[str, Tensor]]:
+    hole = torch.where(pair.hole_mask[..., None] > 0.5, 0.5, pair.photo)
+    return [("photo", pair.photo), ("hole", hole), ("exemplar", pair.exemplar)]
+
+
+class Painter:
+    """Edits of several photos at once, as `pbe_model.edit` does them one by one.
+
+    Args:
+        model: Paints.
+        pairs: Photos and holes; all crops have the model's resolution.
+        seed: Of the first picture's noise; picture `i` has `seed + i`.
+    """
+
+    def __init__(self, model: PaintByExample, pairs: Sequence[Pair], seed: int) -> None:
+        self.model = model
+        self.photos = [pair.photo for pair in pairs]
+        config = model.config
+        self.regions: list[Region] = [
+            plan_region(
+                p.hole_mask, resolution=config.resolution, size_multiple=config.size_multiple
+            )
+            for p in pairs
+        ]
+        cropped = [
+            crop(pair.photo[None], pair.hole_mask[None], region)
+            for pair, region in zip(pairs, self.regions, strict=True)
+        ]
+        images, hole_masks = (torch.cat(parts) for parts in zip(*cropped, strict=True))
+        with torch.inference_mode():
+            self.condition: Condition = encode_condition(model, images, hole_masks)
+        channels, height, width = self.condition.latent.shape[1:]
+        self.noise = initial_noise(seed, (channels, height, width), len(pairs))
+
+    @torch.inference_mode()
+    def paint(
+        self,
+        exemplars: Sequence[Tensor],
+        similarity: float,
+        *,
+        steps: int = 20,
+        sampler: str = "dpmpp_2m",
+    ) -> list[Tensor]:
+        """Paint one exemplar `(h, w, 3)` in [0, 1] into each photo; photos like them come back."""
+        model = self.model
+        context = torch.cat([encode_exemplar(model, exemplar) for exemplar in exemplars])
+        latent = sample(
+            sampler,
+            guided(model, self.condition, context, similarity),
+            self.noise.to(model.device),
+            model.schedule,
+            steps,
+            init_latent=self.condition.latent.float(),
+        )
+        crops = (model.decode(latent.to(model.dtype)).float().cpu() + 1) / 2  # (B, 3, h, w)
+        if not torch.isfinite(crops).all():
+            raise ValueError(
+                "the model paints values that are not finite; check its training run, or load it "
+                "as float32"
+            )
+        return [
+            stitch(photo[None], painted[None], region)[0]
+            for photo, painted, region in zip(
+                self.photos, crops.movedim(1, -1), self.regions, strict=True
+            )
+        ]
+
+
+def load_pairs(root: Path, count: int) -> list[Pair]:
+    """The first `count` held-out pairs of a demo set.
+
+    Raises:
+        ValueError: No index, a malformed line, too few pairs, or a picture that cannot be read.
+    """
+    path = Path(root) / INDEX
+    if not path.is_file():
+        raise ValueError(f"no held-out pairs at {path}; make them with `pbe-train prepare demo`")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(lines) < count:
+        raise ValueError(f"{path} holds {len(lines)} pairs, not {count}; ask for fewer")
+    pairs = []
+    for number, line in enumerate(lines[:count], start=1):
+        try:
+            entry = json.loads(line)
+            x0, y0, x1, y1 = (int(value) for value in entry["box"])
+            files = Path(root) / entry["photo"], Path(root) / entry["exemplar"]
+            group = str(entry["group"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"line {number} of {path} is no pair ({line[:80]}); make the set again"
+            ) from error
+        photo, exemplar = map(read_image, files)
+        pairs.append(Pair(photo=photo, exemplar=exemplar, box=(x0, y0, x1, y1), group=group))
+    return pairs
+
+
+def draw_candidates(groups: Sequence[str], number: int, seed: int) -> tuple[list[int], int]:
+    """Whom the exemplar of a pair is compared with, drawn for that pair alone.
+
+    Args:
+        groups: Of all pairs.
+        number: Of the pair.
+        seed: Key of the draw.
+
+    Returns:
+        The pair's own number and one each of seven other groups, then one of yet another group,
+        whose exemplar the control paints.
+
+    Raises:
+        ValueError: There are not that many groups.
+    """
+    others = sorted(set(groups) - {groups[number]})
+    if len(others) < CANDIDATES:
+        raise ValueError(
+            f"the pairs show {len(others) + 1} groups of objects, but the comparison needs "
+            f"{CANDIDATES + 1}; evaluate more pairs"
+        )
+    rng = keyed_rng(seed, number, _CANDIDATE_DRAWS)
+    *drawn, shuffled = (
+        int(rng.choice([i for i, group in enumerate(groups) if group == name]))
+        for name in rng.choice(others, CANDIDATES, replace=False)
+    )
+    return [number, *drawn], shuffled
+
+
+def descriptor(picture: Tensor, margin: float = 0.0) -> np.ndarray:
+    """Colours and edges of a picture, for comparison by Euclidean distance.
+
+    Three blocks of equal weight, each 1 long or less: the mean Lab colour of 4 x 4 cells, the
+    histogram of Lab colours, and histograms of edge directions in the cells. Histograms enter as
+    their square roots (Hellinger distance). The middle counts more than the rim, where the
+    backgrounds differ.
+
+    Args:
+        picture: `(H, W, 3)` in [0, 1]; squashed to a square.
+        margin: Share of each side to cut off first.
+
+    Returns:
+        float64 `(432,)`.
+    """
+    height, width = picture.shape[:2]
+    dy, dx = round(margin * height), round(margin * width)
+    pixels = np.ascontiguousarray(picture[dy : height - dy, dx : width - dx].cpu().numpy())
+    pixels = cv2.resize(pixels, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2Lab)  # L from 0 to 100, a and b about -100 to 100
+    ramp = np.linspace(-1, 1, _SIDE)
+    weight = np.exp(-2 * (ramp[:, None] ** 2 + ramp**2))  # 0.02 in the corners
+    weight /= weight.sum()
+
+    share = _per_cell(weight[..., None])
+    colours = _per_cell(lab * weight[..., None]) / share / 100 * np.sqrt(share)  # (16, 3)
+
+    level = np.clip(lab[..., 0] / 25, 0, 3).astype(int)
+    hues = np.clip((lab[..., 1:] + 80) / 20, 0, 7).astype(int)
+    bins = level * 64 + hues[..., 0] * 8 + hues[..., 1]
+    histogram = np.bincount(bins.ravel(), weight.ravel(), minlength=256)
+
+    along_x, along_y = (cv2.Sobel(lab[..., 0], cv2.CV_32F, *d) for d in ((1, 0), (0, 1)))
+    direction = np.arctan2(along_y, along_x) % np.pi / np.pi * 8  # in [0, 8], 8 is 0 again
+    nearness = 1 - np.abs((direction[..., None] - np.arange(8) + 4) % 8 - 4)  # (32, 32, 8)
+    strength = np.hypot(along_x, along_y) * weight
+    edges = _per_cell(np.clip(nearness, 0, 1) * strength[..., None])  # (16, 8)
+    edges /= edges.sum() + 1e-9  # a flat picture has none
+    return np.concatenate([colours.ravel(), np.sqrt(histogram), np.sqrt(edges).ravel()])
+
+
+def _per_cell(values: np.ndarray) -> np.ndarray:
+    """Sum `(32, 32, C)` over each of 4 x 4 cells: `(16, C)`."""
+    side = _SIDE // _CELLS
+    split = values.reshape(_CELLS, side, _CELLS, side, -1)
+    return split.sum((1, 3)).reshape(_CELLS**2, -1)
+
+
+def _boxed(picture: Tensor, box: Box) -> Tensor:
+    x0, y0, x1, y1 = box
+    return picture[max(0, y0) : y1, max(0, x0) : x1]
+
+
+def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval of a share (1927); at the default `z` it covers 95 %."""
+    share = hits / total
+    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * (share * (1 - share) / total + (z / (2 * total)) ** 2) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def format_table(evaluation: Evaluation) -> str:
+    """The rows as text, in percent."""
+    rows = evaluation.rows
+    width = max(len(row.name) for row in rows)
+    lines = [
+        f"Top-1 retrieval of the exemplar among {CANDIDATES}, {rows[0].pairs} held-out pairs, "
+        f"{evaluation.steps} steps of {evaluation.sampler} (chance {1 / CANDIDATES:.1%})",
+        f"{'painted':<{width}}  top-1   95 % interval    error outside",
+    ]
+    for row in rows:
+        low, high = row.interval
+        lines.append(
+            f"{row.name:<{width}}  {row.top1:5.1%}   {low:5.1%} to {high:5.1%}   {row.outside:g}"
+        )
+    return "\n".join(lines)
