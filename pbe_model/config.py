@@ -137,7 +137,7 @@ TINY = PBEConfig(
         attention_resolutions=(2, 4, 8),
         context_dim=192,
     ),
-    vae=VAEConfig(ch=64, ch_mult=(1, 1), num_res_blocks=1, scale_factor=1.0),
+    vae=VAEConfig(ch=64, ch_mult=(1, 1), num_res_blocks=1, scale_factor=0.484325),
     exemplar=ExemplarConfig(
         image_size=64, patch_size=8, hidden_size=192, num_layers=4, num_heads=3
     ),

@@ -106,19 +106,8 @@ def test_a_folder_that_cannot_be_made(tmp_path, bundled_small, capsys):
     assert main(["demo", "--out", str(tmp_path / "file" / "below")]) == 2
 
 
-@pytest.fixture
-def bundled(tmp_path, monkeypatch):
-    """The bundled model's file; while there is none, one of its kind with random weights."""
-    if not checkpoint.BUNDLED.exists():
-        path = tmp_path / checkpoint.BUNDLED.name
-        model = small_model(TINY)
-        checkpoint.save_model(path, model, dtype=torch.float16, metadata={"training": {"steps": 0}})
-        monkeypatch.setattr(checkpoint, "BUNDLED", path)
-    return checkpoint.BUNDLED
-
-
-def test_the_bundled_model(bundled, scenes):
-    report = checkpoint.inspect(bundled)
+def test_the_bundled_model(scenes):
+    report = checkpoint.inspect(checkpoint.BUNDLED)
     assert report.config == TINY
     assert report.dtypes == ["float16"]
     assert report.size <= 32e6

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from pbe_model import PaintByExample
 from pbe_model.vae import AutoencoderKL
-from training.diffusion import initialise
 from training.loss import DiffusionLoss, FirstStageLoss
 
 from .runs import SMALL, randomise
@@ -32,32 +31,58 @@ def batch(drop: list[bool], timestep: list[int] | None = None) -> dict[str, Tens
     }
 
 
-def diffusion_loss(min_snr: float = 0.0) -> DiffusionLoss:
+def diffusion_loss(**options) -> DiffusionLoss:
     model = PaintByExample(SMALL)
     randomise(model)
-    return DiffusionLoss(model.unet, model.encoder, model.schedule, min_snr)
+    return DiffusionLoss(model.unet, model.encoder, model.schedule, **options)
+
+
+def silenced(module: DiffusionLoss) -> DiffusionLoss:
+    """Its denoiser says zero, so its error is the noise."""
+    torch.nn.init.zeros_(module.unet.out[-1].weight)
+    torch.nn.init.zeros_(module.unet.out[-1].bias)
+    return module
 
 
 def test_a_denoiser_that_says_zero_is_off_by_the_noise() -> None:
-    module, given = diffusion_loss(), batch([False, True])
-    initialise(module.unet)
+    module, given = silenced(diffusion_loss()), batch([False, True])
     expected = given["noise"].square().mean()
     for value in module(given).values():
         torch.testing.assert_close(value, expected)
 
 
-def test_min_snr_weights() -> None:
-    """`min(snr, gamma) / snr` for eps-prediction (arXiv 2303.09556, equation 5)."""
-    module, given = diffusion_loss(min_snr=5.0), batch([False] * 3, timestep=[10, 300, 900])
-    initialise(module.unet)
+@pytest.mark.parametrize("v_weight", [False, True])
+@pytest.mark.parametrize("min_snr", [0.0, 5.0])
+def test_weights_of_timesteps(min_snr: float, v_weight: bool) -> None:
+    """`min(snr, gamma) / snr` for eps-prediction (arXiv 2303.09556, section 3.4); `1 / a` for v."""
+    module = silenced(diffusion_loss(min_snr=min_snr, v_weight=v_weight))
+    given = batch([False] * 3, timestep=[10, 300, 900])
     alpha = module.schedule.alphas_cumprod[given["timestep"]].double()
     snr = alpha / (1 - alpha)
     assert snr[0] > 5 > snr[2]
-    weight = torch.where(snr > 5, 5 / snr, 1.0)
+    weight = torch.ones(3, dtype=torch.double)
+    if min_snr:
+        weight[snr > 5] = 5 / snr[snr > 5]
+    if v_weight:
+        weight /= alpha
     error = given["noise"].square().flatten(1).mean(1)
     found = module(given)
     torch.testing.assert_close(found["loss"], (weight * error).mean().float())
     torch.testing.assert_close(found["eps_mse"], error.mean())
+
+
+def test_weighted_error_of_the_noise_is_the_error_of_v() -> None:
+    """With `v = sqrt(a) eps - sqrt(1 - a) x_0`, both taken from the same noisy latent."""
+    module, given = diffusion_loss(v_weight=True), batch([False] * 2)
+    said: list[Tensor] = []
+    module.unet.register_forward_hook(lambda *args: said.append(args[-1]))
+    loss = module(given)["loss"]
+    alpha = module.schedule.alphas_cumprod[given["timestep"]].float()[:, None, None, None]
+    noisy = module.schedule.add_noise(given["latent"], given["noise"], given["timestep"])
+    guess = (noisy - (1 - alpha).sqrt() * said[0]) / alpha.sqrt()
+    v = alpha.sqrt() * given["noise"] - (1 - alpha).sqrt() * given["latent"]
+    said_v = alpha.sqrt() * said[0] - (1 - alpha).sqrt() * guess
+    torch.testing.assert_close(loss, (said_v - v).square().mean())
 
 
 def test_the_denoiser_sees_noisy_latent_then_photo_then_keep_mask() -> None:
