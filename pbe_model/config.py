@@ -26,6 +26,9 @@ class UNetConfig:
     """Downsampling factors, relative to the latent, at which transformer blocks stand."""
     num_heads: int = 8
     context_dim: int = 768
+    norm_groups: int = 32
+    """Groups of the group normalisations. Narrow models take fewer: with a channel or two a group
+    the last one would take the mean and scale of the noise away, which is what to predict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +139,7 @@ TINY = PBEConfig(
         channel_mult=(1, 2, 4, 5),
         attention_resolutions=(2, 4, 8),
         context_dim=192,
+        norm_groups=8,
     ),
     vae=VAEConfig(ch=64, ch_mult=(1, 1), num_res_blocks=1, scale_factor=0.484325),
     exemplar=ExemplarConfig(

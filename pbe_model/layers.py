@@ -42,18 +42,25 @@ class ResBlock(nn.Module):
     """Two convolutions with the timestep embedding added between them."""
 
     def __init__(
-        self, channels: int, emb_channels: int, out_channels: int, *, operations: Any, **kw: Any
+        self,
+        channels: int,
+        emb_channels: int,
+        out_channels: int,
+        *,
+        norm_groups: int = 32,
+        operations: Any,
+        **kw: Any,
     ) -> None:
         super().__init__()
         ops = operations
         self.in_layers = nn.Sequential(
-            ops.GroupNorm(32, channels, **kw),
+            ops.GroupNorm(norm_groups, channels, **kw),
             nn.SiLU(),
             ops.Conv2d(channels, out_channels, 3, padding=1, **kw),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), ops.Linear(emb_channels, out_channels, **kw))
         self.out_layers = nn.Sequential(
-            ops.GroupNorm(32, out_channels, **kw),
+            ops.GroupNorm(norm_groups, out_channels, **kw),
             nn.SiLU(),
             nn.Identity(),  # the official dropout of 0; keeps the key `out_layers.3`
             ops.Conv2d(out_channels, out_channels, 3, padding=1, **kw),
@@ -194,12 +201,13 @@ class SpatialTransformer(nn.Module):
         context_dim: int,
         heads: int,
         *,
+        norm_groups: int = 32,
         attention: Attention = sdpa_attention,
         operations: Any,
         **kw: Any,
     ) -> None:
         super().__init__()
-        self.norm = operations.GroupNorm(32, channels, eps=1e-6, **kw)
+        self.norm = operations.GroupNorm(norm_groups, channels, eps=1e-6, **kw)
         self.proj_in = operations.Conv2d(channels, channels, 1, **kw)
         self.transformer_blocks = nn.ModuleList(
             [

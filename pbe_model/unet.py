@@ -51,12 +51,13 @@ class UNet(nn.Module):
         self.config = config
         kw: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         plain = {"dtype": dtype, "device": device}
+        normed: dict[str, Any] = {"norm_groups": config.norm_groups, **kw}
         base = config.model_channels
         emb = 4 * base
 
         def transformer(channels: int) -> SpatialTransformer:
             return SpatialTransformer(
-                channels, config.context_dim, config.num_heads, attention=attention, **kw
+                channels, config.context_dim, config.num_heads, attention=attention, **normed
             )
 
         self.time_embed = nn.Sequential(
@@ -68,7 +69,7 @@ class UNet(nn.Module):
         self.input_blocks = nn.ModuleList([nn.ModuleList([first])])
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks):
-                block = nn.ModuleList([ResBlock(channels, emb, base * mult, **kw)])
+                block = nn.ModuleList([ResBlock(channels, emb, base * mult, **normed)])
                 channels = base * mult
                 if factor in config.attention_resolutions:
                     block.append(transformer(channels))
@@ -81,16 +82,18 @@ class UNet(nn.Module):
 
         self.middle_block = nn.ModuleList(
             [
-                ResBlock(channels, emb, channels, **kw),
+                ResBlock(channels, emb, channels, **normed),
                 transformer(channels),
-                ResBlock(channels, emb, channels, **kw),
+                ResBlock(channels, emb, channels, **normed),
             ]
         )
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(config.channel_mult))):
             for i in range(config.num_res_blocks + 1):
-                block = nn.ModuleList([ResBlock(channels + skips.pop(), emb, base * mult, **kw)])
+                block = nn.ModuleList(
+                    [ResBlock(channels + skips.pop(), emb, base * mult, **normed)]
+                )
                 channels = base * mult
                 if factor in config.attention_resolutions:
                     block.append(transformer(channels))
@@ -100,7 +103,7 @@ class UNet(nn.Module):
                 self.output_blocks.append(block)
 
         self.out = nn.Sequential(
-            operations.GroupNorm(32, channels, **plain),
+            operations.GroupNorm(config.norm_groups, channels, **plain),
             nn.SiLU(),
             operations.Conv2d(channels, config.out_channels, 3, padding=1, **plain),
         )

@@ -203,16 +203,13 @@ def initialise(unet: UNet) -> None:
 
     first, outermost, out = unet.input_blocks[0][0], unet.output_blocks[-1][0], unet.out[-1]
     skip = outermost.skip_connection
-    noisy = unet.config.out_channels
-    pairs = 2 * noisy
     passed = skip.in_channels - first.out_channels  # the skip is what comes last in the block
-    for layer, inputs in ((first, slice(0, noisy)), (skip, slice(passed, passed + pairs))):
-        layer.weight[:pairs] = 0
-        layer.bias[:pairs] = 0
-        middle = layer.kernel_size[0] // 2
-        for i in range(pairs):
-            source = inputs.start + (i % noisy if layer is first else i)
-            sign = -1.0 if layer is first and i >= noisy else 1.0
-            layer.weight[i, source, middle, middle] = sign
-    for i in range(noisy):
-        out.weight[i, i, 1, 1], out.weight[i, noisy + i, 1, 1] = 1.0, -1.0
+    for channel in range(unet.config.out_channels):
+        # Both of a pair lie in one group of the normalisation, which then keeps the mean.
+        for row, sign in ((2 * channel, 1.0), (2 * channel + 1, -1.0)):
+            for layer in (first, skip):
+                layer.weight[row] = 0
+                layer.bias[row] = 0
+            first.weight[row, channel, 1, 1] = sign
+            skip.weight[row, passed + row] = 1
+            out.weight[channel, row, 1, 1] = sign

@@ -31,6 +31,7 @@ SMALL = PBEConfig(
         channel_mult=(1, 2),
         attention_resolutions=(2,),
         context_dim=16,
+        norm_groups=8,
     ),
     vae=VAEConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, scale_factor=0.5),
     exemplar=ExemplarConfig(

@@ -61,5 +61,5 @@ def test_validation_is_the_error_of_held_out_pictures(photos: Path, tmp_path: Pa
 def test_pictures_are_pairs(photos: Path, tmp_path: Path) -> None:
     first = stage(photos, tmp_path)
     images, columns = first.pictures()
-    assert images.shape == (20, 3, 16, 16) and columns % 2 == 0
+    assert images.shape == (32, 3, 16, 16) and columns % 2 == 0
     assert torch.equal(images[6], collate([first._held_out[3]])["image"][0])
