@@ -76,6 +76,10 @@ class RunConfig(_Strict):
     """Clip of the min-SNR loss weighting (arXiv 2303.09556); 0 turns it off."""
     v_weight: bool = False
     """Weigh timesteps as a loss on v would, so that the noisiest count too (arXiv 2202.00512)."""
+    offset_noise: float = Field(default=0.0, ge=0)
+    """Deviation of an offset added to the noise of each sample and channel; 0 turns it off. The
+    schedule never destroys a picture's mean colours, so a model learns to read them from the noisy
+    latent, and takes those of the noise when it samples. The offset hides them."""
     kl_weight: float = Field(default=1e-4, ge=0)
     """Weight of the divergence per latent element in the first stage's loss."""
     ema: float = Field(default=0.0, ge=0, lt=1)

@@ -90,7 +90,9 @@ class Diffusion:
             rng = keyed_rng(self.run.seed, index, NOISE)
             steps.append(int(rng.integers(sizes.schedule.num_timesteps)))
             drops.append(bool(rng.random() < self.run.drop_condition))
-            noises.append(rng.standard_normal(shape, np.float32))
+            noise = rng.standard_normal(shape, np.float32)
+            offset = rng.standard_normal((shape[0], 1, 1), np.float32)
+            noises.append(noise + self.run.offset_noise * offset)
             if self._bank is None:
                 posterior.append(rng.standard_normal((2, *shape), np.float32))
         if self._bank is not None:

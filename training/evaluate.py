@@ -62,7 +62,8 @@ class Pair:
     @property
     def hole_mask(self) -> Tensor:
         """`(H, W)`, 1 inside the box."""
-        return torch.from_numpy(box_mask(*self.photo.shape[:2], self.box)).float()
+        height, width = self.photo.shape[:2]
+        return torch.from_numpy(box_mask(height, width, self.box)).float()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,7 +128,7 @@ def start(
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        launcher += ["--master_port", "0"]
+        launcher += ["--standalone", "--local_addr", "127.0.0.1"]  # on a free port
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -138,7 +138,11 @@ def start(
     if kill_at:
         environment["KILL_AT"] = str(kill_at)
     return subprocess.run(
-        [*launcher, __file__, "train", str(file)], env=environment, capture_output=True, text=True
+        [*launcher, __file__, "train", str(file)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
 
 
@@ -177,8 +181,7 @@ def digest(out: Path) -> str:
 
 
 def _main() -> int:
-    from accelerate import PartialState
-
+    from training import loop
     from training.cli import main
     from training.runlog import RunLog
 
@@ -194,10 +197,14 @@ def _main() -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         RunLog.advance = advance_or_die
-    code = main()
-    processes = PartialState()
-    print(f"process {processes.process_index} of {processes.num_processes}")
-    return code
+
+    class Announced(loop.Accelerator):
+        def __init__(self, **options) -> None:
+            super().__init__(**options)
+            print(f"process {self.process_index} of {self.num_processes}", flush=True)
+
+    loop.Accelerator = Announced
+    return main()
 
 
 if __name__ == "__main__":
