@@ -174,7 +174,10 @@ def _starting_model(config: RunConfig) -> PaintByExample:
         )
     file = checkpoint.read(config.init)
     if "pbe_config" in file.metadata:
-        sizes = replace(checkpoint.infer_config(file.tensors, file.metadata), tokens=config.tokens)
+        found = checkpoint.infer_config(file.tensors, file.metadata)
+        # A first stage alone says nothing of the denoiser.
+        whole = "learnable_vector" in file.tensors
+        sizes = replace(found, tokens=config.tokens) if whole else replace(sizes, vae=found.vae)
     model = PaintByExample(sizes)
     initialise(model.unet)
     checkpoint.load_parts(model, file.tensors, file.path)

@@ -8,6 +8,7 @@ number, and a killed run continues as if it had not been killed.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -59,7 +60,7 @@ def train(config: RunConfig) -> nn.Module:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    accelerator = Accelerator(mixed_precision=config.precision)
+    accelerator = _accelerator(config)
     world = accelerator.num_processes
     if config.batch_size % (config.accumulate * world):
         raise ValueError(
@@ -129,6 +130,19 @@ def train(config: RunConfig) -> nn.Module:
         ema.swap(stage.module)
     accelerator.end_training()
     return stage.module
+
+
+def _accelerator(config: RunConfig) -> Accelerator:
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    # Without a GPU accelerate overlooks torchrun unless told: each process would train alone.
+    cpu = launched > 1 and not torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
+    if accelerator.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were started, but {accelerator.num_processes} found each other; "
+            "start them with torchrun"
+        )
+    return accelerator
 
 
 def _stage(config: RunConfig, device: torch.device) -> Stage:
