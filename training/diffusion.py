@@ -206,15 +206,18 @@ def initialise(unet: UNet) -> None:
             assert last.bias is not None
             nn.init.zeros_(last.bias)
 
-    first, outermost, out = unet.input_blocks[0][0], unet.output_blocks[-1][0], unet.out[-1]
-    skip = outermost.skip_connection
+    first = next(unet.input_blocks[0].children())
+    skip = next(unet.output_blocks[-1].children()).skip_connection
+    out = unet.out[-1]
+    assert isinstance(first, nn.Conv2d) and isinstance(skip, nn.Conv2d)
+    assert isinstance(out, nn.Conv2d) and first.bias is not None and skip.bias is not None
     passed = skip.in_channels - first.out_channels  # the skip is what comes last in the block
     for channel in range(unet.config.out_channels):
         # Both of a pair lie in one group of the normalisation, which then keeps the mean.
         for row, sign in ((2 * channel, 1.0), (2 * channel + 1, -1.0)):
             for layer in (first, skip):
                 layer.weight[row] = 0
-                layer.bias[row] = 0
+                nn.init.zeros_(layer.bias[row : row + 1])  # pyright: ignore[reportOptionalSubscript]
             first.weight[row, channel, 1, 1] = sign
             skip.weight[row, passed + row] = 1
             out.weight[channel, row, 1, 1] = sign
