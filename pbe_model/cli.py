@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from . import checkpoint, demo
 from .attention import BACKENDS
+from .commandline import DTYPES, Parser, add_command, run, usable_device
 from .edit import edit
 from .exemplar import Fit
 from .image_io import image_format, read_exemplar, read_image, read_mask, write_image
 from .model import PaintByExample
 from .region import MODES
 from .samplers import SAMPLERS, Callback
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,34 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    try:
-        args = _parser().parse_args(argv)
-        return args.run(args)
-    except ValueError as error:
-        print(f"pbe: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("pbe: interrupted", file=sys.stderr)
-        return 130
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as everything else that is wrong with the input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see {self.prog} --help")
+    return run(_parser(), argv)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="pbe", description="Paint an example image into a photo.")
+    parser = Parser(prog="pbe", description="Paint an example image into a photo.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    command = _command(commands, "demo", _demo, "paint the bundled scenes with the bundled model")
+    command = add_command(
+        commands, "demo", _demo, "paint the bundled scenes with the bundled model"
+    )
     command.add_argument(
         "--out", type=Path, default=Path("demo_out"), metavar="DIR", help="folder [%(default)s]"
     )
 
-    command = _command(commands, "edit", _edit, "paint an exemplar into the hole of a photo")
+    command = add_command(commands, "edit", _edit, "paint an exemplar into the hole of a photo")
     add = command.add_argument
     add("--image", required=True, metavar="FILE", help="photo")
     add("--mask", required=True, metavar="FILE", help="where to paint: white = repaint")
@@ -103,16 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, default="fp32", help="type of the weights [%(default)s]")
     add("--attention", choices=["auto", *BACKENDS], default="auto", help="[%(default)s]")
 
-    command = _command(commands, "inspect", _inspect, "say what a checkpoint holds")
+    command = add_command(commands, "inspect", _inspect, "say what a checkpoint holds")
     command.add_argument("file", metavar="FILE", help=".safetensors or .ckpt")
     command.add_argument("--json", action="store_true", help="for programs")
     return parser
-
-
-def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
-    command.set_defaults(run=run)
-    return command
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -139,7 +117,7 @@ def _edit(args: argparse.Namespace) -> int:
     exemplar, exemplar_mask = _read_exemplar(args.exemplar, args.exemplar_mask)
     model = PaintByExample.from_checkpoint(
         args.checkpoint,
-        device=_device(args.device),
+        device=usable_device(args.device),
         dtype=DTYPES[args.dtype],
         attention=args.attention,
     )
@@ -175,21 +153,6 @@ def _read_exemplar(path: str, mask_path: str | None) -> tuple[Tensor, Tensor | N
         if exemplar_mask is None:  # not a cut-out but a drawing
             exemplar_mask = brightness.mean(-1)
     return exemplar, exemplar_mask
-
-
-def _device(name: str | None) -> torch.device:
-    """The device of that name, once it has shown that it can compute."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # how torch says "unknown" and "not built in"
-        raise ValueError(
-            f"device {name!r} cannot be used here; use cpu"
-            + (", or cuda" if torch.cuda.is_available() else "")
-        ) from error
-    return device
 
 
 def _progress(label: str) -> Callback:

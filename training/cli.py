@@ -9,9 +9,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
-DTYPES = ("fp32", "fp16", "bf16")
+from pbe_model.commandline import DTYPES, Parser, add_command, positive, run, usable_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,29 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    try:
-        args = _parser().parse_args(argv)
-        return args.run(args)
-    except ValueError as error:
-        print(f"pbe-train: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("pbe-train: interrupted; the same command goes on from there", file=sys.stderr)
-        return 130
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as everything else that is wrong with the input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see {self.prog} --help")
+    return run(_parser(), argv, "interrupted; the same command goes on from there")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="pbe-train", description="Train Paint by Example models.")
+    parser = Parser(prog="pbe-train", description="Train Paint by Example models.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    command = _command(commands, "prepare", _prepare, "make a picture set to train on")
+    command = add_command(commands, "prepare", _prepare, "make a picture set to train on")
     add = command.add_argument
     add("set", choices=["demo"], help="the bundled model's, from Debian packages")
     add("--out", required=True, type=Path, metavar="DIR", help="folder; a second call resumes")
@@ -54,13 +38,15 @@ def _parser() -> argparse.ArgumentParser:
         help="folder with the packages, where apt-get cannot download them",
     )  # fmt: skip
     add("--cache", type=Path, metavar="DIR", help="for the packages, unpacked [OUT/cache]")
-    add("--count", type=_positive, default=24_000, metavar="N", help="photos [%(default)s]")
-    add("--pairs", type=_positive, default=512, metavar="N", help="held-out pairs [%(default)s]")
-    add("--size", type=_positive, default=128, metavar="PIXELS", help="of a side [%(default)s]")
+    add("--count", type=positive, default=24_000, metavar="N", help="photos [%(default)s]")
+    add("--pairs", type=positive, default=512, metavar="N", help="held-out pairs [%(default)s]")
+    add("--size", type=positive, default=128, metavar="PIXELS", help="of a side [%(default)s]")
     add("--seed", type=int, default=0, metavar="K", help="[%(default)s]")
-    add("--processes", type=_positive, default=2, metavar="N", help="[%(default)s]")
+    add("--processes", type=positive, default=2, metavar="N", help="[%(default)s]")
 
-    command = _command(commands, "train", _train, "train, from the newest checkpoint if there is")
+    command = add_command(
+        commands, "train", _train, "train, from the newest checkpoint if there is"
+    )
     # What follows the name is RunConfig's: `training.config` checks it and answers --help.
     command.add_argument("config", help="bundled name, for example demo, or a TOML file")
     command.add_argument(
@@ -68,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         help="entries of the file, such as --steps 100 --optim.lr 1e-4; CONFIG --help lists them",
     )  # fmt: skip
 
-    command = _command(commands, "export", _export, "write the model of a run to a file")
+    command = add_command(commands, "export", _export, "write the model of a run to a file")
     add = command.add_argument
     add("folder", type=Path, metavar="RUN", help="folder of the run")
     add("out", type=Path, metavar="OUT", help="file to write")
@@ -78,14 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--dtype", choices=DTYPES, default="fp32", help="of the weights in ours [%(default)s]")
 
-    command = _command(commands, "evaluate", _evaluate, "measure how well exemplars are painted")
+    command = add_command(commands, "evaluate", _evaluate, "measure how well exemplars are painted")
     add = command.add_argument
     add("set", choices=["demo"], help="the bundled model's picture set")
     add("--data", required=True, type=Path, metavar="DIR", help="made by `prepare demo`")
     add("--checkpoint", type=Path, metavar="FILE", help="[the bundled model]")
-    add("--pairs", type=_positive, default=256, metavar="N", help="[%(default)s]")
-    add("--steps", type=_positive, default=20, metavar="N", help="of sampling [%(default)s]")
-    add("--batch", type=_positive, default=16, metavar="N", help="edits at once [%(default)s]")
+    add("--pairs", type=positive, default=256, metavar="N", help="[%(default)s]")
+    add("--steps", type=positive, default=20, metavar="N", help="of sampling [%(default)s]")
+    add("--batch", type=positive, default=16, metavar="N", help="edits at once [%(default)s]")
     add("--seed", type=int, default=0, metavar="K", help="[%(default)s]")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ... [%(default)s]")
     add(
@@ -93,19 +79,6 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for evaluation.json and a sheet of pictures, evaluation.png",
     )  # fmt: skip
     return parser
-
-
-def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
-    command.set_defaults(run=run)
-    return command
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
 
 
 # The imports below are heavy, and each command needs its own.
@@ -136,15 +109,11 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    import torch
-
     from training.export import export
 
     if not args.out.parent.is_dir():
         raise ValueError(f"cannot write {args.out}: there is no folder {args.out.parent}")
-    dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    dtype = dict(zip(DTYPES, dtypes, strict=True))[args.dtype]
-    record = export(args.folder, args.out, layout=args.to, dtype=dtype)
+    record = export(args.folder, args.out, layout=args.to, dtype=DTYPES[args.dtype])
     figures = ", ".join(f"{name} {value:.4g}" for name, value in record["validation"].items())
     print(f"{args.out}: after {record['steps']} steps; {figures}")
     return 0
@@ -155,7 +124,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from pbe_model.image_io import write_image
     from training.evaluate import evaluate_demo, format_table
 
-    model = PaintByExample.from_checkpoint(args.checkpoint, device=args.device)
+    model = PaintByExample.from_checkpoint(args.checkpoint, device=usable_device(args.device))
     if args.out:
         try:
             args.out.mkdir(parents=True, exist_ok=True)

@@ -76,6 +76,9 @@ class RunConfig(_Strict):
     """Clip of the min-SNR loss weighting (arXiv 2303.09556); 0 turns it off."""
     v_weight: bool = False
     """Weigh timesteps as a loss on v would, so that the noisiest count too (arXiv 2202.00512)."""
+    thumbnail_weight: float = Field(default=0.0, ge=0)
+    """Weight of a second loss for a tower that starts from nothing: draw an 8 x 8 thumbnail of the
+    exemplar from its condition."""
     offset_noise: float = Field(default=0.0, ge=0)
     """Deviation of an offset added to the noise of each sample and channel; 0 turns it off. The
     schedule never destroys a picture's mean colours, so a model learns to read them from the noisy

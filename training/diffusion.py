@@ -68,6 +68,7 @@ class Diffusion:
             self.model.schedule,
             config.min_snr,
             config.v_weight,
+            config.thumbnail_weight,
         )
         self.model.vae.requires_grad_(False)
         if not config.train_tower:

@@ -46,7 +46,13 @@ class DiffusionLoss(nn.Module):
         v_weight: Weigh each timestep as a loss on v would (arXiv 2202.00512), by `1 / a_t`. The
             paper's plain mean hardly counts the noisiest timesteps, at which the exemplar decides
             the colours; a short training needs them.
+        thumbnail_weight: Weight of drawing a thumbnail of the exemplar from its condition, by a
+            linear layer that lives for the training alone. A tower that starts from nothing says
+            nothing of its picture, so the denoiser learns to overlook it before it can speak;
+            CLIP's needs no such help. 0 for none.
     """
+
+    THUMBNAIL = 8  # side in pixels
 
     def __init__(
         self,
@@ -55,6 +61,7 @@ class DiffusionLoss(nn.Module):
         schedule: NoiseSchedule,
         min_snr: float = 0.0,
         v_weight: bool = False,
+        thumbnail_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.unet = unet
@@ -62,6 +69,10 @@ class DiffusionLoss(nn.Module):
         self.schedule = schedule
         self.min_snr = min_snr
         self.v_weight = v_weight
+        self.thumbnail_weight = thumbnail_weight
+        if thumbnail_weight:
+            width = encoder.proj_out.out_features
+            self.thumbnail = nn.Linear(width, 3 * self.THUMBNAIL**2)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss of one batch.
@@ -72,9 +83,9 @@ class DiffusionLoss(nn.Module):
                 `(B,)`; `drop` `(B,)` bool, where the learnable vector takes the exemplar's place.
         """
         latent, noise, timestep = batch["latent"], batch["noise"], batch["timestep"]
-        context = self.encoder(normalise(batch["exemplar"]))
+        encoded = self.encoder(normalise(batch["exemplar"]))
         context = torch.where(
-            batch["drop"][:, None, None], self.encoder.unconditional(len(latent)), context
+            batch["drop"][:, None, None], self.encoder.unconditional(len(latent)), encoded
         )
         noisy = self.schedule.add_noise(latent, noise, timestep)
         x = torch.cat([noisy, batch["masked_latent"], batch["keep_mask"]], dim=1)
@@ -87,4 +98,10 @@ class DiffusionLoss(nn.Module):
             weight = weight * snr.clamp(max=self.min_snr) / snr
         if self.v_weight:
             weight = weight / alpha
-        return {"loss": (weight * per_sample).mean(), "eps_mse": per_sample.detach().mean()}
+        values = {"loss": (weight * per_sample).mean(), "eps_mse": per_sample.detach().mean()}
+        if self.thumbnail_weight:
+            small = F.adaptive_avg_pool2d(batch["exemplar"] * 2 - 1, self.THUMBNAIL)
+            error = F.mse_loss(self.thumbnail(encoded.mean(dim=1)).float(), small.flatten(1))
+            values["loss"] = values["loss"] + self.thumbnail_weight * error
+            values["thumbnail_mse"] = error.detach()
+        return values

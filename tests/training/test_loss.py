@@ -114,6 +114,26 @@ def test_the_learnable_vector_learns_from_dropped_samples(dropped: bool) -> None
     assert gradient is not None and gradient.any() == dropped
 
 
+def test_a_thumbnail_of_each_exemplar_is_asked_for_dropped_or_not() -> None:
+    module, given = diffusion_loss(thumbnail_weight=0.5), batch([False, True])
+    torch.nn.init.zeros_(module.thumbnail.weight)
+    torch.nn.init.constant_(module.thumbnail.bias, 0.25)  # the same grey everywhere
+    found = module(given)
+    cells = given["exemplar"].unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))  # 16 pixels to 8
+    expected = (cells * 2 - 1 - 0.25).square().mean()
+    torch.testing.assert_close(found["thumbnail_mse"], expected)
+    plain = diffusion_loss()
+    plain.load_state_dict(module.state_dict(), strict=False)
+    torch.testing.assert_close(found["loss"], plain(given)["loss"] + 0.5 * expected)
+
+
+def test_the_thumbnail_teaches_the_tower_also_where_the_denoiser_is_deaf() -> None:
+    module, given = silenced(diffusion_loss(thumbnail_weight=1.0)), batch([True, True])
+    module(given)["loss"].backward()
+    tower = module.encoder.cond_stage_model.transformer
+    assert all(p.grad is not None and p.grad.any() for p in tower.parameters() if p.dim() == 4)
+
+
 def test_first_stage_loss() -> None:
     vae = AutoencoderKL(SMALL.vae)
     randomise(vae)
