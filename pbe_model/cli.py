@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(_parser(), argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(prog="pbe", description="Paint an example image into a photo.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(_parser(), argv, "interrupted; the same command goes on from there")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(prog="pbe-train", description="Train Paint by Example models.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
