@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .attention import select_attention
 from .config import ExemplarConfig, PBEConfig, UNetConfig, VAEConfig
+from .convert import FOLDERS, diffusers_config, from_diffusers
 from .model import PaintByExample
 from .unpickle import load_tensors
 
@@ -37,6 +38,7 @@ _DERIVED = re.compile(
     r"(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|"
     r"lvlb_weights|logvar|scale_factor)"
     r"|cond_stage_model\.transformer\.(vision_model\.)?embeddings\.position_ids"
+    r"|image_encoder\.model\.(vision_model\.)?embeddings\.position_ids"
     r"|model_ema\..*"
 )
 
@@ -61,7 +63,7 @@ class Report:
     format: str
     config: PBEConfig
     size: int
-    """Bytes of the file."""
+    """Bytes of the file, or of all files in the folder."""
     parameters: int
     dtypes: list[str]
     missing: list[str]
@@ -71,17 +73,17 @@ class Report:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Read a `.safetensors` or a pickled checkpoint, without checking that it is complete.
+    """Read a `.safetensors`, a pickled checkpoint or a folder of diffusers, complete or not.
 
     Raises:
         ValueError: No such file, damaged, or no tensors in it.
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a .safetensors or .ckpt file")
-    if not path.is_file():
+        loaded, metadata, kind = *_read_diffusers(path), "diffusers folder"
+    elif not path.is_file():
         raise ValueError(f"no checkpoint at {path}; check the path")
-    if path.suffix == ".safetensors":
+    elif path.suffix == ".safetensors":
         loaded, metadata, kind = *_read_safetensors(path), "safetensors"
     else:
         outer = load_tensors(path)
@@ -99,6 +101,67 @@ def read(path: str | Path) -> Checkpoint:
     if not tensors:
         raise ValueError(f"{path} holds no weights; give a Paint by Example checkpoint")
     return Checkpoint(path, tensors, dropped, metadata, kind)
+
+
+def _read_diffusers(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A folder's tensors under official names; its configuration becomes our metadata."""
+    configs, tensors = {}, {}
+    for part in FOLDERS:
+        file = path / part / "config.json"
+        if not file.is_file():
+            raise ValueError(
+                f"the folder {path} has no {part}/config.json; give a Paint by Example folder of "
+                "diffusers, or a .safetensors or .ckpt file"
+            )
+        configs[part] = _read_json(file)
+        for name, tensor in _read_folder_part(path / part).items():
+            tensors[f"{part}.{name}"] = tensor
+    try:
+        config = diffusers_config(configs)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    with torch.device("meta"):
+        expected = state_dict(PaintByExample(config))
+    named = from_diffusers(tensors, expected, config)
+    return named, {"pbe_config": json.dumps(config.to_dict())}
+
+
+def _read_folder_part(folder: Path) -> dict[str, Tensor]:
+    """All tensors of one subfolder: one file or shards with an index, safe files first."""
+    stems = ("diffusion_pytorch_model", "model", "pytorch_model")
+    for suffix in (".safetensors", ".bin"):
+        for stem in stems:
+            single, index = folder / (stem + suffix), folder / f"{stem}{suffix}.index.json"
+            if single.is_file():
+                return _read_shard(single)
+            if index.is_file():
+                found = _read_json(index).get("weight_map")
+                if not isinstance(found, dict):
+                    raise ValueError(f"{index} has no weight_map; download the folder again")
+                tensors: dict[str, Tensor] = {}
+                for name in sorted(set(map(str, found.values()))):
+                    # The name alone: an index must not lead out of its folder.
+                    tensors |= _read_shard(folder / Path(name).name)
+                return tensors
+    raise ValueError(f"no weights in {folder}; download the folder again")
+
+
+def _read_shard(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; download the folder again")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)[0]
+    return {k: v for k, v in load_tensors(path).items() if isinstance(v, Tensor)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no JSON ({error}); download the folder again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object; download the folder again")
+    return values
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -360,6 +423,11 @@ def save_official(path: str | Path, model: PaintByExample) -> None:
     os.replace(part, path)
 
 
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def inspect(path: str | Path) -> Report:
     """Describe a checkpoint without building the model's weights.
 
@@ -377,7 +445,7 @@ def inspect(path: str | Path) -> Report:
         path=file.path,
         format=file.format,
         config=config,
-        size=file.path.stat().st_size,
+        size=_bytes(file.path),
         parameters=sum(t.numel() for t in file.tensors.values()),
         dtypes=sorted({str(t.dtype).removeprefix("torch.") for t in file.tensors.values()}),
         missing=[n for n in expected if n not in file.tensors],

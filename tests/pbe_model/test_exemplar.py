@@ -1,7 +1,5 @@
 """The image condition against diffusers' encoder, and its preprocessing against Pillow."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -12,37 +10,12 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig
 
+from pbe_model.convert import to_diffusers
 from pbe_model.exemplar import ExemplarEncoder, LayerNorm, normalise, preprocess
 
 from .small import SMALL, noise, randomise, relative_error, uniform
 
 CONFIG, CONTEXT = SMALL.exemplar, SMALL.unet.context_dim
-
-_PARTS = {
-    "cond_stage_model.transformer.": "model.",
-    "cond_stage_model.final_ln": "final_layer_norm",
-    "cond_stage_model.mapper.resblocks.": "mapper.blocks.",
-    "attn.c_proj": "attn1.to_out.0",
-    "ln_1": "norm1",
-    "ln_2": "norm3",
-    "mlp.c_fc": "ff.net.0.proj",
-    "mlp.c_proj": "ff.net.2",
-    "learnable_vector": "uncond_vector",
-}
-
-
-def diffusers_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our weights under diffusers' names, query, key and value in layers of their own."""
-    converted = {}
-    for name, tensor in state.items():
-        for ours, theirs in _PARTS.items():
-            name = name.replace(ours, theirs)
-        if match := re.fullmatch(r"(.+)attn\.c_qkv\.(\w+)", name):
-            for letter, third in zip("qkv", tensor.chunk(3), strict=True):
-                converted[f"{match[1]}attn1.to_{letter}.{match[2]}"] = third
-        else:
-            converted[name] = tensor
-    return converted
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +38,8 @@ def peer(encoder: ExemplarEncoder) -> PaintByExampleImageEncoder:
         ),
         proj_size=CONTEXT,
     )
-    peer.load_state_dict(diffusers_state(encoder.state_dict()))
+    named = to_diffusers(encoder.state_dict(), SMALL)
+    peer.load_state_dict({n.removeprefix("image_encoder."): t for n, t in named.items()})
     return peer.eval().requires_grad_(False)
 
 

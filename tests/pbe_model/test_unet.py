@@ -1,13 +1,12 @@
 """The denoiser against diffusers' UNet2DConditionModel, its shortcuts against the long way."""
 
-import re
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
 from pbe_model.attention import reference_attention
+from pbe_model.convert import module_table, renamed
 from pbe_model.layers import CrossAttention, match_batch, timestep_embedding
 from pbe_model.unet import UNet
 
@@ -15,50 +14,12 @@ from .small import SMALL, noise, randomise, relative_error
 
 CONFIG = SMALL.unet
 
-_RES = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
-}
-_TOP = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "input_blocks.0.0": "conv_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
+TABLE = module_table(SMALL)
 
 
 def diffusers_name(name: str) -> str:
     """Our name of a parameter or module to diffusers'."""
-    for ours, theirs in _TOP.items():
-        if name == ours or name.startswith(ours + "."):
-            return theirs + name[len(ours) :]
-    if match := re.fullmatch(r"middle_block\.([012])\.(.+)", name):
-        place, rest = int(match[1]), match[2]
-        return "mid_block." + ("attentions.0." + rest if place == 1 else _res(place // 2, rest))
-    match = re.fullmatch(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)", name)
-    assert match, name
-    index, layer, rest = int(match[2]), int(match[3]), match[4]
-    if match[1] == "input":  # every level: residual blocks, then the downsampling
-        level, i = divmod(index - 1, CONFIG.num_res_blocks + 1)
-        block = f"down_blocks.{level}."
-    else:
-        level, i = divmod(index, CONFIG.num_res_blocks + 1)
-        block = f"up_blocks.{level}."
-    if rest.startswith("op."):
-        return f"{block}downsamplers.0.conv.{rest[3:]}"
-    if rest.startswith("conv."):
-        return f"{block}upsamplers.0.{rest}"
-    return block + (_res(i, rest) if layer == 0 else f"attentions.{i}.{rest}")
-
-
-def _res(index: int, rest: str) -> str:
-    part = next(part for part in _RES if rest == part or rest.startswith(part + "."))
-    return f"resnets.{index}.{_RES[part]}{rest[len(part) :]}"
+    return renamed(f"model.diffusion_model.{name}", TABLE)[0].removeprefix("unet.")
 
 
 @pytest.fixture(scope="module")

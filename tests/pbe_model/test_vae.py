@@ -1,43 +1,24 @@
 """The first stage against diffusers' AutoencoderKL, and the posterior against torch's own."""
 
-import re
-
 import pytest
 import torch
 from diffusers import AutoencoderKL as DiffusersAutoencoderKL
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
+from pbe_model.convert import module_table, renamed
 from pbe_model.vae import AutoencoderKL, Posterior
 
 from .small import SMALL, noise, randomise, relative_error
 
 CONFIG = SMALL.vae
 
-_PARTS = {
-    "mid.block_1.": "mid_block.resnets.0.",
-    "mid.block_2.": "mid_block.resnets.1.",
-    "mid.attn_1.norm": "mid_block.attentions.0.group_norm",
-    "mid.attn_1.proj_out": "mid_block.attentions.0.to_out.0",
-    "mid.attn_1.": "mid_block.attentions.0.to_",
-    "norm_out": "conv_norm_out",
-    "nin_shortcut": "conv_shortcut",
-    "sample.conv": "samplers.0.conv",
-}
+TABLE = module_table(SMALL)
 
 
 def diffusers_name(name: str) -> str:
     """Our name of a parameter or module to diffusers'."""
-
-    def up(match: re.Match[str]) -> str:  # ours count from the highest resolution
-        return f"up_blocks.{len(CONFIG.ch_mult) - 1 - int(match[1])}."
-
-    name = re.sub(r"down\.(\d+)\.", r"down_blocks.\1.", name)
-    name = re.sub(r"up\.(\d+)\.", up, name)
-    name = re.sub(r"\.block\.(\d+)\.", r".resnets.\1.", name)
-    for ours, theirs in _PARTS.items():
-        name = name.replace(ours, theirs)
-    return name
+    return renamed(f"first_stage_model.{name}", TABLE)[0].removeprefix("vae.")
 
 
 @pytest.fixture(scope="module")

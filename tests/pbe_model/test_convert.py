@@ -1,0 +1,188 @@
+"""Folders that diffusers itself wrote, against the weights they were written from."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.deprecated.paint_by_example.image_encoder import (
+    PaintByExampleImageEncoder,
+)
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig
+
+from pbe_model import V1, PaintByExample
+from pbe_model.checkpoint import inspect, state_dict
+from pbe_model.convert import from_diffusers, module_table, renamed, to_diffusers
+
+from .small import SMALL, small_model
+
+
+def peers() -> dict[str, torch.nn.Module]:
+    """The parts of SMALL in diffusers, by their folders."""
+    unet, vae, tower = SMALL.unet, SMALL.vae, SMALL.exemplar
+    levels = len(vae.ch_mult)
+    return {
+        "unet": UNet2DConditionModel(
+            sample_size=SMALL.resolution // vae.downscale,
+            in_channels=9,
+            layers_per_block=unet.num_res_blocks,
+            block_out_channels=tuple(unet.model_channels * m for m in unet.channel_mult),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=unet.context_dim,
+            attention_head_dim=unet.num_heads,
+        ),
+        "vae": AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=tuple(vae.ch * m for m in vae.ch_mult),
+            layers_per_block=vae.num_res_blocks,
+            latent_channels=vae.z_channels,
+        ),
+        "image_encoder": PaintByExampleImageEncoder(
+            CLIPVisionConfig(
+                hidden_size=tower.hidden_size,
+                intermediate_size=4 * tower.hidden_size,
+                num_hidden_layers=tower.num_layers,
+                num_attention_heads=tower.num_heads,
+                image_size=tower.image_size,
+                patch_size=tower.patch_size,
+            ),
+            proj_size=unet.context_dim,
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def model() -> PaintByExample:
+    return small_model()
+
+
+@pytest.fixture
+def folder(model, tmp_path) -> Path:
+    """Our random weights, given to diffusers' own classes and saved by them."""
+    named = to_diffusers(state_dict(model), model.config)
+    for part, peer in peers().items():
+        own = {n.removeprefix(f"{part}."): t for n, t in named.items() if n.startswith(part)}
+        if not any(n.startswith("model.vision_model.") for n in peer.state_dict()):
+            own = {n.replace("model.vision_model.", "model."): t for n, t in own.items()}
+        peer.load_state_dict(own)
+        peer.save_pretrained(tmp_path / part)
+    return tmp_path
+
+
+def rewrite(path: Path, change) -> None:
+    save_file({change(n): t for n, t in load_file(path).items()}, path)
+
+
+def test_a_folder_that_diffusers_saved_gives_the_same_model(folder, model):
+    found = PaintByExample.from_checkpoint(folder)
+    assert found.config == model.config
+    expected, tensors = state_dict(model), state_dict(found)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def test_there_and_back_is_exact(model):
+    tensors = state_dict(model)
+    back = from_diffusers(to_diffusers(tensors, SMALL), tensors, SMALL)
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("config", [SMALL, V1], ids=["small", "official"])
+def test_no_two_tensors_get_one_name(config):
+    with torch.device("meta"):
+        names = state_dict(PaintByExample(config))
+    table = module_table(config)
+    found = [theirs for name in names for theirs in renamed(name, table)]
+    assert len(set(found)) == len(found) == len(names) + 4 * config.exemplar.mapper_layers
+
+
+def test_names_of_the_official_size_are_those_of_diffusers():
+    with torch.device("meta"):
+        ours = to_diffusers(state_dict(PaintByExample(V1)), V1)
+        peer = UNet2DConditionModel(in_channels=9, cross_attention_dim=768)
+    expected = {f"unet.{name}": tensor.shape for name, tensor in peer.state_dict().items()}
+    found = {name: t.shape for name, t in ours.items() if name.startswith("unet.")}
+    assert found == expected
+
+
+def test_older_files_name_the_attention_of_the_first_stage_otherwise(folder, model):
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def aged(name: str) -> str:
+        for new, before in old.items():
+            name = name.replace(f"attentions.0.{new}", f"attentions.0.{before}")
+        return name
+
+    rewrite(folder / "vae/diffusion_pytorch_model.safetensors", aged)
+    found, expected = state_dict(PaintByExample.from_checkpoint(folder)), state_dict(model)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", ["sharded", "pickled"])
+def test_other_ways_to_store_a_part(folder, model, kind):
+    part = folder / "unet"
+    whole = part / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(whole)
+    whole.unlink()
+    if kind == "pickled":
+        torch.save(tensors, part / "diffusion_pytorch_model.bin")
+    else:
+        files = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+        places = {name: files[i % 2] for i, name in enumerate(sorted(tensors))}
+        for file in files:
+            save_file({n: tensors[n] for n in tensors if places[n] == file}, part / file)
+        index = part / "diffusion_pytorch_model.safetensors.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    found, expected = state_dict(PaintByExample.from_checkpoint(folder)), state_dict(model)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_inspect_counts_the_whole_folder(folder, model):
+    report = inspect(folder)
+    assert report.format == "diffusers folder" and report.config == model.config
+    assert not report.missing and not report.unexpected
+    assert report.size == sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def empty(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def cut(folder: Path) -> None:
+    rewrite(
+        folder / "unet/diffusion_pytorch_model.safetensors",
+        lambda name: name.replace("conv_in", "conv_other"),
+    )
+
+
+def lead_out(folder: Path) -> None:
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    index = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(
+        json.dumps({"weight_map": {"conv_in.weight": "../vae/diffusion_pytorch_model.safetensors"}})
+    )
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (empty, "has no unet/config.json"),
+        (lambda f: (f / "vae/config.json").write_text("{"), "config.json is no JSON"),
+        (lambda f: (f / "vae/config.json").write_text("[]"), "holds no JSON object"),
+        (lambda f: (f / "vae/config.json").write_text("{}"), "describe no Paint by Example"),
+        (lambda f: (f / "image_encoder/model.safetensors").unlink(), "no weights in"),
+        (cut, "missing model.diffusion_model.input_blocks.0.0.weight"),
+        (lead_out, "unet/diffusion_pytorch_model.safetensors is missing"),
+    ],
+)
+def test_damaged_folders_are_refused_in_a_sentence(folder, harm, sentence):
+    harm(folder)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        PaintByExample.from_checkpoint(folder)
+    assert "\n" not in str(caught.value)
