@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .attention import select_attention
+from .attention import Attention, sdpa_attention, select_attention
 from .config import ExemplarConfig, PBEConfig, UNetConfig, VAEConfig
-from .convert import FOLDERS, diffusers_config, from_diffusers
+from .convert import FOLDERS, diffusers_config, diffusers_configs, from_diffusers, to_diffusers
 from .model import PaintByExample
 from .unpickle import load_tensors
 
@@ -31,6 +32,9 @@ PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "encoder
 
 BUNDLED = Path(__file__).parent / "assets" / "tiny.safetensors"
 
+Layout = Literal["safetensors", "official", "diffusers"]
+
+_OURS = ("format", "pbe_config")  # metadata that is written anew
 _TOWER = "cond_stage_model.transformer."
 _POSITION_IDS = _TOWER + "vision_model.embeddings.position_ids"
 # Official files carry these; they follow from the configuration or belong to training.
@@ -361,20 +365,27 @@ def load_model(
     """Load a model; see `PaintByExample.from_checkpoint`."""
     device = torch.device(device)
     backend = select_attention(attention, device, dtype)
-    file = read(BUNDLED if path is None else path)
+    model = _assemble(read(BUNDLED if path is None else path), config, backend)
+    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def _assemble(
+    file: Checkpoint, config: PBEConfig | None = None, attention: Attention = sdpa_attention
+) -> PaintByExample:
+    """A model with the file's tensors as its parameters, of the types they have there."""
     try:
         config = config or infer_config(file.tensors, file.metadata)
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
     with torch.device("meta"):
-        model = PaintByExample(config, attention=backend)
+        model = PaintByExample(config, attention=attention)
     load_weights(model, file.tensors, file.path)
     for module in model.modules():
         # transformers keeps the positions 0 .. n as a buffer outside the state dict.
         ids = getattr(module, "position_ids", None)
         if isinstance(ids, Tensor) and ids.is_meta:
             module.position_ids = torch.arange(ids.shape[-1])[None]
-    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return model
 
 
 def save_model(
@@ -408,19 +419,83 @@ def save_model(
     os.replace(part, path)
 
 
-def save_official(path: str | Path, model: PaintByExample) -> None:
-    """Write the official layout: a torch file whose `state_dict` has the official names, float32.
+def save_official(
+    path: str | Path, model: PaintByExample, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the official layout: a torch file whose `state_dict` has the official names.
 
-    Appears whole or not at all.
+    Appears whole or not at all. The published file is float32.
     """
     path = Path(path)
-    tensors = {n: t.detach().to("cpu", torch.float32) for n, t in state_dict(model).items()}
+    tensors = {n: t.detach().to("cpu", dtype) for n, t in state_dict(model).items()}
     tensors.update(model.schedule.buffers())
     positions = tensors[_TOWER + "vision_model.embeddings.position_embedding.weight"].shape[0]
     tensors[_POSITION_IDS] = torch.arange(positions)[None]
     part = path.with_name(path.name + ".part")
     torch.save({"state_dict": tensors}, part)
     os.replace(part, path)
+
+
+def save_diffusers(
+    path: str | Path, model: PaintByExample, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the folder that diffusers' `PaintByExamplePipeline.from_pretrained` loads.
+
+    Appears whole or not at all.
+
+    Raises:
+        ValueError: There is something at `path`, or diffusers cannot have the architecture.
+    """
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path} is there already; choose a new folder, or remove it")
+    files = diffusers_configs(model.config)
+    tensors = to_diffusers(state_dict(model), model.config)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.part") as scratch:
+        folder = Path(scratch) / path.name
+        for name, values in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        for part in FOLDERS:
+            prefix, file = f"{part}.", "diffusion_pytorch_model.safetensors"
+            own = {
+                name.removeprefix(prefix): tensor.detach().to("cpu", dtype).contiguous()
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            }
+            if part == "image_encoder":  # transformers' name
+                file = "model.safetensors"
+            save_file(own, folder / part / file, metadata={"format": "pt"})
+        os.replace(folder, path)
+
+
+def convert(
+    source: str | Path, out: str | Path, *, layout: Layout, dtype: torch.dtype = torch.float32
+) -> Checkpoint:
+    """Write a checkpoint in another layout.
+
+    Args:
+        source: Whatever `read` reads; it has to be complete.
+        out: File, or for diffusers folder, to write; its parent exists.
+        layout: Ours (`"safetensors"`), the published file's (`"official"`) or `"diffusers"`.
+        dtype: Type of the weights in it.
+
+    Returns:
+        What was read: what it dropped, and what it says of itself.
+
+    Raises:
+        ValueError: As `PaintByExample.from_checkpoint`, or a layout that cannot hold the model.
+    """
+    file = read(source)
+    model = _assemble(file)
+    if layout == "official":
+        save_official(out, model, dtype=dtype)
+    elif layout == "diffusers":
+        save_diffusers(out, model, dtype=dtype)
+    else:
+        own = {k: v for k, v in file.metadata.items() if k not in _OURS}
+        save_model(out, model, dtype=dtype, metadata=own)
+    return file
 
 
 def _bytes(path: Path) -> int:
@@ -451,5 +526,5 @@ def inspect(path: str | Path) -> Report:
         missing=[n for n in expected if n not in file.tensors],
         unexpected=[n for n in file.tensors if n not in expected],
         dropped=file.dropped,
-        metadata={k: v for k, v in file.metadata.items() if k not in ("format", "pbe_config")},
+        metadata={k: v for k, v in file.metadata.items() if k not in _OURS},
     )

@@ -90,6 +90,13 @@ def _parser() -> Parser:
     command = add_command(commands, "inspect", _inspect, "say what a checkpoint holds")
     command.add_argument("file", metavar="FILE", help=".safetensors or .ckpt")
     command.add_argument("--json", action="store_true", help="for programs")
+
+    command = add_command(commands, "convert", _convert, "write a checkpoint in another layout")
+    add = command.add_argument
+    add("source", metavar="IN", help=".safetensors, .ckpt or a folder of diffusers")
+    add("out", type=Path, metavar="OUT", help="file, or for diffusers folder, to write")
+    add("--to", choices=get_args(checkpoint.Layout), required=True, help="layout")
+    add("--dtype", choices=DTYPES, default="fp32", help="type of the weights [%(default)s]")
     return parser
 
 
@@ -108,10 +115,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _edit(args: argparse.Namespace) -> int:
     image_format(args.out)
-    if not args.out.parent.is_dir():
-        raise ValueError(
-            f"cannot write {args.out}: there is no folder {args.out.parent}; create it"
-        )
+    _check_parent(args.out)
     image = read_image(args.image)
     hole_mask = read_mask(args.mask, size=(image.shape[0], image.shape[1]))
     exemplar, exemplar_mask = _read_exemplar(args.exemplar, args.exemplar_mask)
@@ -143,6 +147,11 @@ def _edit(args: argparse.Namespace) -> int:
         write_image(path, painted)
         print(path)
     return 0
+
+
+def _check_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: there is no folder {path.parent}; create it")
 
 
 def _read_exemplar(path: str, mask_path: str | None) -> tuple[Tensor, Tensor | None]:
@@ -191,6 +200,17 @@ def _inspect(args: argparse.Namespace) -> int:
     }
     for name, value in rows.items():
         print(f"{name:<12}{_short(value)}")
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    _check_parent(args.out)
+    if args.out.is_dir() and args.to != "diffusers":
+        raise ValueError(f"cannot write {args.out}: it is a folder; give the name of a file")
+    if args.out.suffix != ".safetensors" and args.to == "safetensors":
+        raise ValueError(f"{args.out} would not be found as safetensors; end it in .safetensors")
+    file = checkpoint.convert(args.source, args.out, layout=args.to, dtype=DTYPES[args.dtype])
+    print(f"{args.out}: {len(file.tensors)} tensors kept; dropped {_names(file.dropped)}")
     return 0
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .config import ExemplarConfig, PBEConfig, UNetConfig, VAEConfig
+from .exemplar import CLIP_MEAN, CLIP_STD
 
 FOLDERS = ("unet", "vae", "image_encoder")
 """Subfolders of a diffusers folder that hold weights."""
@@ -65,6 +66,8 @@ _MAPPER = {
 }
 # Names of before diffusers 0.18, which published folders still have.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+_DIFFUSERS = "0.30.0"  # the version whose layout this is
 
 Table = dict[str, tuple[str, ...]]
 
@@ -243,3 +246,105 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
             f"its config.json files describe no Paint by Example model ({error!r}); download the "
             "folder again"
         ) from error
+
+
+def diffusers_configs(config: PBEConfig) -> dict[str, dict[str, Any]]:
+    """The JSON files of a diffusers folder, by their paths in it.
+
+    Raises:
+        ValueError: An architecture that diffusers' classes cannot have.
+    """
+    unet, vae, tower = config.unet, config.vae, config.exemplar
+    levels = range(len(unet.channel_mult))
+    attends = [2**level in unet.attention_resolutions for level in levels]
+    schedule = config.schedule
+    files: dict[str, dict[str, Any]] = {
+        "model_index.json": {
+            "_class_name": "PaintByExamplePipeline",
+            "_diffusers_version": _DIFFUSERS,
+            "feature_extractor": ["transformers", "CLIPImageProcessor"],
+            "image_encoder": ["paint_by_example", "PaintByExampleImageEncoder"],
+            "requires_safety_checker": False,
+            "safety_checker": [None, None],
+            "scheduler": ["diffusers", "PNDMScheduler"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+        "scheduler/scheduler_config.json": {
+            "_class_name": "PNDMScheduler",
+            "_diffusers_version": _DIFFUSERS,
+            "beta_end": schedule.linear_end,
+            "beta_schedule": "scaled_linear",
+            "beta_start": schedule.linear_start,
+            "num_train_timesteps": schedule.num_timesteps,
+            "set_alpha_to_one": False,
+            "skip_prk_steps": True,
+            "steps_offset": 1,
+        },
+        "feature_extractor/preprocessor_config.json": {
+            "image_processor_type": "CLIPImageProcessor",
+            "crop_size": {"height": tower.image_size, "width": tower.image_size},
+            "do_center_crop": True,
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": list(CLIP_MEAN),
+            "image_std": list(CLIP_STD),
+            "resample": 3,  # bicubic
+            "size": {"shortest_edge": tower.image_size},
+        },
+        "unet/config.json": {
+            "_class_name": "UNet2DConditionModel",
+            "_diffusers_version": _DIFFUSERS,
+            "attention_head_dim": unet.num_heads,
+            "block_out_channels": [unet.model_channels * m for m in unet.channel_mult],
+            "cross_attention_dim": unet.context_dim,
+            "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+            "in_channels": unet.in_channels,
+            "layers_per_block": unet.num_res_blocks,
+            "norm_num_groups": unet.norm_groups,
+            "out_channels": unet.out_channels,
+            "sample_size": config.resolution // vae.downscale,
+            "up_block_types": [
+                "CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)
+            ],
+        },
+        "vae/config.json": {
+            "_class_name": "AutoencoderKL",
+            "_diffusers_version": _DIFFUSERS,
+            "block_out_channels": [vae.ch * m for m in vae.ch_mult],
+            "down_block_types": ["DownEncoderBlock2D"] * len(vae.ch_mult),
+            "latent_channels": vae.z_channels,
+            "layers_per_block": vae.num_res_blocks,
+            "sample_size": config.resolution,
+            "scaling_factor": vae.scale_factor,
+            "up_block_types": ["UpDecoderBlock2D"] * len(vae.ch_mult),
+        },
+        "image_encoder/config.json": {
+            # In full: diffusers' class takes it for a CLIPConfig, which has no defaults for these.
+            "architectures": ["PaintByExampleImageEncoder"],
+            "attention_dropout": 0.0,
+            "dropout": 0.0,
+            "hidden_act": "quick_gelu",
+            "hidden_size": tower.hidden_size,
+            "image_size": tower.image_size,
+            "initializer_factor": 1.0,
+            "initializer_range": 0.02,
+            "intermediate_size": 4 * tower.hidden_size,
+            "layer_norm_eps": 1e-5,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": tower.num_heads,
+            "num_channels": 3,
+            "num_hidden_layers": tower.num_layers,
+            "patch_size": tower.patch_size,
+            "projection_dim": unet.context_dim,
+        },
+    }
+    found = diffusers_config({folder: files[f"{folder}/config.json"] for folder in FOLDERS})
+    if found != config:
+        raise ValueError(
+            "diffusers' classes cannot have this architecture (they derive the mapper's layers "
+            "from the tower's, know one token and the official schedule); keep it as safetensors"
+        )
+    return files

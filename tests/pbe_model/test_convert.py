@@ -1,11 +1,14 @@
 """Folders that diffusers itself wrote, against the weights they were written from."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, PaintByExamplePipeline, UNet2DConditionModel, pipelines
+from diffusers.pipelines.deprecated import paint_by_example
 from diffusers.pipelines.deprecated.paint_by_example.image_encoder import (
     PaintByExampleImageEncoder,
 )
@@ -13,8 +16,17 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig
 
 from pbe_model import V1, PaintByExample
-from pbe_model.checkpoint import inspect, state_dict
-from pbe_model.convert import from_diffusers, module_table, renamed, to_diffusers
+from pbe_model.checkpoint import (
+    convert,
+    inspect,
+    read,
+    save_diffusers,
+    save_model,
+    save_official,
+    state_dict,
+)
+from pbe_model.cli import main
+from pbe_model.convert import FOLDERS, from_diffusers, module_table, renamed, to_diffusers
 
 from .small import SMALL, small_model
 
@@ -147,6 +159,90 @@ def test_inspect_counts_the_whole_folder(folder, model):
     assert report.format == "diffusers folder" and report.config == model.config
     assert not report.missing and not report.unexpected
     assert report.size == sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def test_the_stock_pipeline_loads_what_we_write(tmp_path, model, monkeypatch):
+    folder = tmp_path / "folder"
+    save_diffusers(folder, model)
+    # Where its pipeline was before it became deprecated; folders still name that place.
+    monkeypatch.setattr(pipelines, "paint_by_example", paint_by_example, raising=False)
+    pipe = PaintByExamplePipeline.from_pretrained(folder)
+    named = to_diffusers(state_dict(model), SMALL)
+    for part in FOLDERS:
+        for name, tensor in getattr(pipe, part).state_dict().items():
+            name = re.sub(r"^model\.(?!vision_model)", "model.vision_model.", name)
+            if "position_ids" not in name:
+                assert torch.equal(tensor, named.pop(f"{part}.{name}")), name
+    assert not named
+    alphas = pipe.scheduler.alphas_cumprod
+    torch.testing.assert_close(alphas, model.schedule.alphas_cumprod.float())
+    assert pipe.vae.config.scaling_factor == SMALL.vae.scale_factor
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_all_layouts_in_turn_are_exact(tmp_path, model, dtype):
+    save_official(tmp_path / "a.ckpt", model, dtype=dtype)
+    steps = [("b.safetensors", "safetensors"), ("c", "diffusers"), ("d.ckpt", "official")]
+    source = tmp_path / "a.ckpt"
+    for name, layout in steps:
+        convert(source, tmp_path / name, layout=layout, dtype=dtype)
+        source = tmp_path / name
+    before, after = read(tmp_path / "a.ckpt"), read(source)
+    assert before.tensors.keys() == after.tensors.keys() and before.dropped == after.dropped
+    for name, tensor in before.tensors.items():
+        assert tensor.dtype == dtype and torch.equal(tensor, after.tensors[name])
+
+
+def test_what_a_file_says_of_its_training_is_kept(tmp_path, model):
+    save_model(tmp_path / "a.safetensors", model, metadata={"training": {"steps": 7}})
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", layout="safetensors")
+    assert inspect(tmp_path / "b.safetensors").metadata == {"training": '{"steps": 7}'}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(SMALL, tokens="all"),
+        replace(SMALL, exemplar=replace(SMALL.exemplar, mapper_layers=3)),
+        replace(SMALL, schedule=replace(SMALL.schedule, linear_end=0.02)),
+    ],
+    ids=["tokens", "mapper", "schedule"],
+)
+def test_an_architecture_that_diffusers_cannot_have_is_refused(tmp_path, config):
+    with pytest.raises(ValueError, match="keep it as safetensors"):
+        save_diffusers(tmp_path / "folder", small_model(config))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "official", "diffusers"])
+def test_the_command_converts(tmp_path, model, layout, capsys):
+    save_official(tmp_path / "a.ckpt", model)
+    out = tmp_path / ("b" + {"safetensors": ".safetensors", "official": ".ckpt"}.get(layout, ""))
+    assert main(["convert", str(tmp_path / "a.ckpt"), str(out), "--to", layout]) == 0
+    said = capsys.readouterr().out
+    kept = len(state_dict(model))
+    assert f"{kept} tensors kept; dropped 13: betas, " in said
+    found = state_dict(PaintByExample.from_checkpoint(out, config=SMALL))
+    assert all(torch.equal(found[n], t) for n, t in state_dict(model).items())
+
+
+@pytest.mark.parametrize(
+    ("out", "layout", "sentence"),
+    [
+        ("none/b.ckpt", "official", "there is no folder"),
+        ("b.bin", "safetensors", "end it in .safetensors"),
+        (".", "official", "it is a folder"),
+        (".", "diffusers", "is there already"),
+        ("b", "onnx", "invalid choice: 'onnx'"),
+    ],
+)
+def test_bad_conversions_write_nothing(tmp_path, model, monkeypatch, capsys, out, layout, sentence):
+    monkeypatch.chdir(tmp_path)
+    save_official("a.ckpt", model)
+    assert main(["convert", "a.ckpt", out, "--to", layout]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
 
 
 def empty(folder: Path) -> None:
