@@ -7,13 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, PaintByExamplePipeline, UNet2DConditionModel, pipelines
+from diffusers import PaintByExamplePipeline, UNet2DConditionModel, pipelines
 from diffusers.pipelines.deprecated import paint_by_example
-from diffusers.pipelines.deprecated.paint_by_example.image_encoder import (
-    PaintByExampleImageEncoder,
-)
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionConfig
 
 from pbe_model import V1, PaintByExample
 from pbe_model.checkpoint import (
@@ -28,43 +24,8 @@ from pbe_model.checkpoint import (
 from pbe_model.cli import main
 from pbe_model.convert import FOLDERS, from_diffusers, module_table, renamed, to_diffusers
 
+from .peers import peer_encoder, peer_unet, peer_vae
 from .small import SMALL, small_model
-
-
-def peers() -> dict[str, torch.nn.Module]:
-    """The parts of SMALL in diffusers, by their folders."""
-    unet, vae, tower = SMALL.unet, SMALL.vae, SMALL.exemplar
-    levels = len(vae.ch_mult)
-    return {
-        "unet": UNet2DConditionModel(
-            sample_size=SMALL.resolution // vae.downscale,
-            in_channels=9,
-            layers_per_block=unet.num_res_blocks,
-            block_out_channels=tuple(unet.model_channels * m for m in unet.channel_mult),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=unet.context_dim,
-            attention_head_dim=unet.num_heads,
-        ),
-        "vae": AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=tuple(vae.ch * m for m in vae.ch_mult),
-            layers_per_block=vae.num_res_blocks,
-            latent_channels=vae.z_channels,
-        ),
-        "image_encoder": PaintByExampleImageEncoder(
-            CLIPVisionConfig(
-                hidden_size=tower.hidden_size,
-                intermediate_size=4 * tower.hidden_size,
-                num_hidden_layers=tower.num_layers,
-                num_attention_heads=tower.num_heads,
-                image_size=tower.image_size,
-                patch_size=tower.patch_size,
-            ),
-            proj_size=unet.context_dim,
-        ),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +37,7 @@ def model() -> PaintByExample:
 def folder(model, tmp_path) -> Path:
     """Our random weights, given to diffusers' own classes and saved by them."""
     named = to_diffusers(state_dict(model), model.config)
-    for part, peer in peers().items():
+    for part, peer in zip(FOLDERS, (peer_unet(), peer_vae(), peer_encoder()), strict=True):
         own = {n.removeprefix(f"{part}."): t for n, t in named.items() if n.startswith(part)}
         if not any(n.startswith("model.vision_model.") for n in peer.state_dict()):
             own = {n.replace("model.vision_model.", "model."): t for n, t in own.items()}

@@ -8,11 +8,12 @@ from diffusers.pipelines.deprecated.paint_by_example.image_encoder import (
 )
 from PIL import Image
 from torch import nn
-from transformers import CLIPImageProcessor, CLIPVisionConfig
+from transformers import CLIPImageProcessor
 
 from pbe_model.convert import to_diffusers
 from pbe_model.exemplar import ExemplarEncoder, LayerNorm, normalise, preprocess
 
+from .peers import peer_encoder
 from .small import SMALL, noise, randomise, relative_error, uniform
 
 CONFIG, CONTEXT = SMALL.exemplar, SMALL.unet.context_dim
@@ -27,17 +28,7 @@ def encoder() -> ExemplarEncoder:
 
 @pytest.fixture(scope="module")
 def peer(encoder: ExemplarEncoder) -> PaintByExampleImageEncoder:
-    peer = PaintByExampleImageEncoder(
-        CLIPVisionConfig(  # activation and epsilon are those of CLIP by default
-            hidden_size=CONFIG.hidden_size,
-            intermediate_size=4 * CONFIG.hidden_size,
-            num_hidden_layers=CONFIG.num_layers,
-            num_attention_heads=CONFIG.num_heads,
-            image_size=CONFIG.image_size,
-            patch_size=CONFIG.patch_size,
-        ),
-        proj_size=CONTEXT,
-    )
+    peer = peer_encoder()
     named = to_diffusers(encoder.state_dict(), SMALL)
     peer.load_state_dict({n.removeprefix("image_encoder."): t for n, t in named.items()})
     return peer.eval().requires_grad_(False)

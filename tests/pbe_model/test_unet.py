@@ -10,6 +10,7 @@ from pbe_model.convert import module_table, renamed
 from pbe_model.layers import CrossAttention, match_batch, timestep_embedding
 from pbe_model.unet import UNet
 
+from .peers import peer_unet
 from .small import SMALL, noise, randomise, relative_error
 
 CONFIG = SMALL.unet
@@ -31,17 +32,7 @@ def unet() -> UNet:
 
 @pytest.fixture(scope="module")
 def peer(unet: UNet) -> UNet2DConditionModel:
-    peer = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=9,
-        out_channels=4,
-        layers_per_block=CONFIG.num_res_blocks,
-        block_out_channels=tuple(CONFIG.model_channels * m for m in CONFIG.channel_mult),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=CONFIG.context_dim,
-        attention_head_dim=CONFIG.num_heads,  # in files of Stable Diffusion 1 it means heads
-    )
+    peer = peer_unet()
     peer.load_state_dict({diffusers_name(n): t for n, t in unet.state_dict().items()})
     return peer.eval().requires_grad_(False)
 

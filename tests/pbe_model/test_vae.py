@@ -9,6 +9,7 @@ from torch.distributions import Normal, kl_divergence
 from pbe_model.convert import module_table, renamed
 from pbe_model.vae import AutoencoderKL, Posterior
 
+from .peers import peer_vae
 from .small import SMALL, noise, randomise, relative_error
 
 CONFIG = SMALL.vae
@@ -30,14 +31,7 @@ def vae() -> AutoencoderKL:
 
 @pytest.fixture(scope="module")
 def peer(vae: AutoencoderKL) -> DiffusersAutoencoderKL:
-    levels = len(CONFIG.ch_mult)
-    peer = DiffusersAutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=tuple(CONFIG.ch * m for m in CONFIG.ch_mult),
-        layers_per_block=CONFIG.num_res_blocks,
-        latent_channels=CONFIG.z_channels,
-    )
+    peer = peer_vae()
     expected = peer.state_dict()
     named = {diffusers_name(n): t for n, t in vae.state_dict().items()}
     # Their attention has linear layers where ours are 1x1 convolutions.
