@@ -124,9 +124,7 @@ def _read_diffusers(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         config = diffusers_config(configs)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    with torch.device("meta"):
-        expected = state_dict(PaintByExample(config))
-    named = from_diffusers(tensors, expected, config)
+    named = from_diffusers(tensors, _expected(config), config)
     return named, {"pbe_config": json.dumps(config.to_dict())}
 
 
@@ -283,6 +281,12 @@ def state_dict(model: PaintByExample, parts: Iterable[str] = tuple(PARTS)) -> di
         for part in parts
         for name, tensor in getattr(model, part).state_dict().items()
     }
+
+
+def _expected(config: PBEConfig) -> dict[str, Tensor]:
+    """What a complete checkpoint holds: official names, and shapes without memory."""
+    with torch.device("meta"):
+        return state_dict(PaintByExample(config))
 
 
 def load_weights(model: PaintByExample, tensors: Mapping[str, Tensor], source: object) -> None:
@@ -456,15 +460,13 @@ def save_diffusers(
         for name, values in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        for part in FOLDERS:
-            prefix, file = f"{part}.", "diffusion_pytorch_model.safetensors"
+        for part, file in FOLDERS.items():
+            prefix = f"{part}."
             own = {
                 name.removeprefix(prefix): tensor.detach().to("cpu", dtype).contiguous()
                 for name, tensor in tensors.items()
                 if name.startswith(prefix)
             }
-            if part == "image_encoder":  # transformers' name
-                file = "model.safetensors"
             save_file(own, folder / part / file, metadata={"format": "pt"})
         os.replace(folder, path)
 
@@ -514,8 +516,7 @@ def inspect(path: str | Path) -> Report:
         config = infer_config(file.tensors, file.metadata)
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
-    with torch.device("meta"):
-        expected = state_dict(PaintByExample(config))
+    expected = _expected(config)
     return Report(
         path=file.path,
         format=file.format,

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from . import checkpoint, demo
 from .attention import BACKENDS
-from .commandline import DTYPES, Parser, add_command, run, usable_device
+from .commandline import DTYPES, Parser, add_command, check_parent, run, usable_device
 from .edit import edit
 from .exemplar import Fit
 from .image_io import image_format, read_exemplar, read_image, read_mask, write_image
@@ -115,7 +115,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _edit(args: argparse.Namespace) -> int:
     image_format(args.out)
-    _check_parent(args.out)
+    check_parent(args.out)
     image = read_image(args.image)
     hole_mask = read_mask(args.mask, size=(image.shape[0], image.shape[1]))
     exemplar, exemplar_mask = _read_exemplar(args.exemplar, args.exemplar_mask)
@@ -147,11 +147,6 @@ def _edit(args: argparse.Namespace) -> int:
         write_image(path, painted)
         print(path)
     return 0
-
-
-def _check_parent(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: there is no folder {path.parent}; create it")
 
 
 def _read_exemplar(path: str, mask_path: str | None) -> tuple[Tensor, Tensor | None]:
@@ -204,7 +199,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    _check_parent(args.out)
+    check_parent(args.out)
     if args.out.is_dir() and args.to != "diffusers":
         raise ValueError(f"cannot write {args.out}: it is a folder; give the name of a file")
     if args.out.suffix != ".safetensors" and args.to == "safetensors":

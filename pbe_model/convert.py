@@ -17,8 +17,12 @@ from torch import Tensor
 from .config import ExemplarConfig, PBEConfig, UNetConfig, VAEConfig
 from .exemplar import CLIP_MEAN, CLIP_STD
 
-FOLDERS = ("unet", "vae", "image_encoder")
-"""Subfolders of a diffusers folder that hold weights."""
+FOLDERS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "image_encoder": "model.safetensors",
+}
+"""Subfolders of a diffusers folder that hold weights, and the file that they are written to."""
 
 _RESIDUAL = {
     "in_layers.0": "norm1",

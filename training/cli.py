@@ -10,7 +10,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pbe_model.commandline import DTYPES, Parser, add_command, positive, run, usable_device
+from pbe_model.commandline import (
+    DTYPES,
+    Parser,
+    add_command,
+    check_parent,
+    positive,
+    run,
+    usable_device,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,8 +119,7 @@ def _train(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from training.export import export
 
-    if not args.out.parent.is_dir():
-        raise ValueError(f"cannot write {args.out}: there is no folder {args.out.parent}")
+    check_parent(args.out)
     record = export(args.folder, args.out, layout=args.to, dtype=DTYPES[args.dtype])
     figures = ", ".join(f"{name} {value:.4g}" for name, value in record["validation"].items())
     print(f"{args.out}: after {record['steps']} steps; {figures}")

@@ -48,9 +48,9 @@ def test_rows_of_a_model_that_has_learnt_nothing(pairs: Path, model: PaintByExam
 def test_painting_together_is_painting_alone(pairs: Path, model: PaintByExample) -> None:
     found = load_pairs(pairs, 3)
     painter = Painter(model, found, seed=7)
-    exemplars = [pair.exemplar for pair in found]
+    context = painter.encode([pair.exemplar for pair in found])
     for similarity in (0.0, 1.0, 3.0):
-        together = painter.paint(exemplars, similarity, steps=2)
+        together = painter.paint(context, similarity, steps=2)
         for i, pair in enumerate(found):
             alone = edit(
                 model,
