@@ -99,7 +99,8 @@ class PBEInpaintSampler(io.ComfyNode):
                     default="auto",
                     tooltip=(
                         "auto: the model sees a square crop around the mask, which keeps small "
-                        "objects sharp. whole: it sees the whole photo, scaled down."
+                        "objects sharp. whole: it sees the whole photo, scaled down. squash: the "
+                        "same, stretched to a square, as the paper's own code does."
                     ),
                 ),
                 io.Float.Input(

@@ -2,41 +2,53 @@
 
 Files hold the official names (`model.diffusion_model.`, `first_stage_model.`,
 `cond_stage_model.`, `proj_out.`, `learnable_vector`). Ours are safetensors with the configuration
-in the metadata; without it the sizes are read off the tensors.
+in the metadata; without it the sizes are read off the tensors. Weights stay mapped from the file:
+each is read once, to be checked and cast, and what that took is given back.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from .architecture import (
+    METADATA_KEY,
+    TEXT_ENCODER,
+    TOWER,
+    check_layers,
+    infer_config,
+    is_stable_diffusion,
+)
 from .attention import Attention, sdpa_attention, select_attention
-from .config import ExemplarConfig, PBEConfig, UNetConfig, VAEConfig
-from .convert import FOLDERS, diffusers_config, diffusers_configs, from_diffusers, to_diffusers
+from .config import PBEConfig, UNetConfig
+from .convert import diffusers_config, diffusers_configs, from_diffusers, to_diffusers
+from .files import Pages, Releasing, cast, read_safetensors, replacing, write_safetensors
+from .folder import read_folder, write_folder
 from .model import PaintByExample
 from .unpickle import load_tensors
 
 PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "encoder": ""}
 """Prefix of each part of the model in a checkpoint."""
 
+START = ("unet", "vae")
+"""Parts that a checkpoint of Stable Diffusion has."""
+
 BUNDLED = Path(__file__).parent / "assets" / "tiny.safetensors"
 
 Layout = Literal["safetensors", "official", "diffusers"]
 
-_OURS = ("format", "pbe_config")  # metadata that is written anew
-_TOWER = "cond_stage_model.transformer."
-_POSITION_IDS = _TOWER + "vision_model.embeddings.position_ids"
+_OURS = ("format", METADATA_KEY)  # metadata that is written anew
+_FIRST = PARTS["unet"] + "input_blocks.0.0.weight"
+_POSITION_IDS = TOWER + "embeddings.position_ids"
+_UNNAMED_TOWER = re.compile(r"cond_stage_model\.transformer\.(?!vision_model\.|text_model\.)")
 # Official files carry these; they follow from the configuration or belong to training.
 _DERIVED = re.compile(
     r"(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|"
@@ -53,15 +65,20 @@ class Checkpoint:
 
     path: Path
     tensors: dict[str, Tensor]
+    """Mapped from the file where that can be."""
+    renamed: dict[str, str]
+    """Names in the file that are not the official ones, and those."""
     dropped: list[str]
     """Names in the file that a model does not need."""
+    foreign: list[str]
+    """Classes and functions that a pickle names; none of them was called."""
     metadata: dict[str, str]
     format: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `inspect` finds."""
+    """What `inspect` and `convert` find in a checkpoint."""
 
     path: Path
     format: str
@@ -70,208 +87,115 @@ class Report:
     """Bytes of the file, or of all files in the folder."""
     parameters: int
     dtypes: list[str]
+    kept: list[str]
+    """Official names of what a model takes from the file."""
+    renamed: dict[str, str]
     missing: list[str]
     unexpected: list[str]
     dropped: list[str]
+    foreign: list[str]
     metadata: dict[str, str]
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path, *, ema: bool = False) -> Checkpoint:
     """Read a `.safetensors`, a pickled checkpoint or a folder of diffusers, complete or not.
 
+    Args:
+        path: Of the file or folder.
+        ema: Take the moving average that trainers of latent diffusion keep (`model_ema.`) as the
+            denoiser, instead of the last weights.
+
     Raises:
-        ValueError: No such file, damaged, or no tensors in it.
+        ValueError: No such file, damaged, no tensors in it, or no moving average.
     """
     path = Path(path)
+    foreign: set[str] = set()
     if path.is_dir():
-        loaded, metadata, kind = *_read_diffusers(path), "diffusers folder"
+        loaded, renamed, metadata, kind = _read_diffusers(path)
     elif not path.is_file():
         raise ValueError(f"no checkpoint at {path}; check the path")
     elif path.suffix == ".safetensors":
-        loaded, metadata, kind = *_read_safetensors(path), "safetensors"
+        loaded, metadata = read_safetensors(path)
+        renamed, kind = {}, "safetensors"
     else:
-        outer = load_tensors(path)
+        outer = load_tensors(path, foreign)
         nested = outer.get("state_dict", outer)
         if not isinstance(nested, dict):
             raise ValueError(f"{path}: its 'state_dict' is no dictionary; it is no model")
         loaded = {k: v for k, v in nested.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        metadata, kind = {}, "official ckpt"
+        renamed, metadata, kind = {}, {}, "official ckpt"
+    if ema:
+        loaded |= _moving_average(path, loaded)
     tensors, dropped = {}, []
     for name, tensor in loaded.items():
         if _DERIVED.fullmatch(name):
             dropped.append(name)
-        else:
-            tensors[_canonical(name)] = tensor
+            continue
+        official = _canonical(name)
+        tensors[official] = tensor
+        if official != name:
+            renamed[name] = official
     if not tensors:
         raise ValueError(f"{path} holds no weights; give a Paint by Example checkpoint")
-    return Checkpoint(path, tensors, dropped, metadata, kind)
+    return Checkpoint(path, tensors, renamed, dropped, sorted(foreign), metadata, kind)
 
 
-def _read_diffusers(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_diffusers(
+    path: Path,
+) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str], str]:
     """A folder's tensors under official names; its configuration becomes our metadata."""
-    configs, tensors = {}, {}
-    for part in FOLDERS:
-        file = path / part / "config.json"
-        if not file.is_file():
-            raise ValueError(
-                f"the folder {path} has no {part}/config.json; give a Paint by Example folder of "
-                "diffusers, or a .safetensors or .ckpt file"
-            )
-        configs[part] = _read_json(file)
-        for name, tensor in _read_folder_part(path / part).items():
-            tensors[f"{part}.{name}"] = tensor
+    configs, tensors = read_folder(path)
     try:
         config = diffusers_config(configs)
+        check_layers(config, tensors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    named = from_diffusers(tensors, _expected(config), config)
-    return named, {"pbe_config": json.dumps(config.to_dict())}
+    named, renamed = from_diffusers(tensors, _expected(config), config)
+    return named, renamed, {METADATA_KEY: json.dumps(config.to_dict())}, "diffusers folder"
 
 
-def _read_folder_part(folder: Path) -> dict[str, Tensor]:
-    """All tensors of one subfolder: one file or shards with an index, safe files first."""
-    stems = ("diffusion_pytorch_model", "model", "pytorch_model")
-    for suffix in (".safetensors", ".bin"):
-        for stem in stems:
-            single, index = folder / (stem + suffix), folder / f"{stem}{suffix}.index.json"
-            if single.is_file():
-                return _read_shard(single)
-            if index.is_file():
-                found = _read_json(index).get("weight_map")
-                if not isinstance(found, dict):
-                    raise ValueError(f"{index} has no weight_map; download the folder again")
-                tensors: dict[str, Tensor] = {}
-                for name in sorted(set(map(str, found.values()))):
-                    # The name alone: an index must not lead out of its folder.
-                    tensors |= _read_shard(folder / Path(name).name)
-                return tensors
-    raise ValueError(f"no weights in {folder}; download the folder again")
+def _moving_average(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The denoiser's moving average, under the denoiser's names (there they have no dots)."""
+    prefix = PARTS["unet"]
+    found = {}
+    for name in tensors:
+        if name.startswith(prefix):
+            average = "model_ema." + name.removeprefix("model.").replace(".", "")
+            if average not in tensors:
+                raise ValueError(
+                    f"{path} has no moving average of {name} ({average}); use its last weights"
+                )
+            found[name] = tensors[average]
+    return found
 
 
-def _read_shard(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; download the folder again")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)[0]
-    return {k: v for k, v in load_tensors(path).items() if isinstance(v, Tensor)}
+def starting_point(file: Checkpoint) -> Checkpoint:
+    """What training takes from a checkpoint of SD 1.4 or 1.5; other checkpoints as they are.
 
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON ({error}); download the folder again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object; download the folder again")
-    return values
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as safetensors ({error}); it is damaged, truncated or of "
-            "another kind: download or export it again"
-        ) from error
+    The denoiser's first convolution gets five input channels of zeros, for the masked photo and
+    the mask, after those of the noisy latent (arXiv 2211.13227, section 3.2). The text encoder is
+    dropped, and there is no image encoder in such a file.
+    """
+    if not is_stable_diffusion(file.tensors):
+        return file
+    text = [name for name in file.tensors if name.startswith(TEXT_ENCODER)]
+    tensors = {name: tensor for name, tensor in file.tensors.items() if name not in set(text)}
+    first = tensors[_FIRST]
+    more = UNetConfig.in_channels - first.shape[1]
+    tensors[_FIRST] = torch.cat(
+        [first, first.new_zeros(first.shape[0], more, *first.shape[2:])], dim=1
+    )
+    return replace(
+        file,
+        tensors=tensors,
+        dropped=file.dropped + text,
+        format=f"{file.format} of Stable Diffusion",
+    )
 
 
 def _canonical(name: str) -> str:
     """The official name: the tower below `vision_model.`, which some versions leave out."""
-    if name.startswith(_TOWER) and not name.startswith(_TOWER + "vision_model."):
-        return _TOWER + "vision_model." + name[len(_TOWER) :]
-    return name
-
-
-def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> PBEConfig:
-    """The architecture that a checkpoint is of: from its metadata, else from its shapes.
-
-    Args:
-        tensors: Under official names.
-        metadata: Of the file; `pbe_config` holds the configuration as JSON.
-
-    Raises:
-        ValueError: Metadata that is no configuration, or tensors of another architecture.
-    """
-    if "pbe_config" in metadata:
-        try:
-            return PBEConfig.from_dict(json.loads(metadata["pbe_config"]))
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"the configuration in the file's metadata is damaged ({error}); "
-                "pass the right one as config="
-            ) from error
-
-    def shape(name: str, dims: int = 4) -> torch.Size:
-        tensor = tensors.get(name)
-        if tensor is None or tensor.ndim != dims or not tensor.numel():
-            raise ValueError(
-                f"{name!r} is missing or misshapen: this is no Paint by Example checkpoint "
-                "(Stable Diffusion files and LoRAs are not)"
-            )
-        return tensor.shape
-
-    def indices(pattern: str) -> list[tuple[int, ...]]:
-        regex = re.compile(pattern)
-        found = {tuple(map(int, m.groups())) for m in map(regex.match, tensors) if m}
-        return sorted(found)
-
-    base, in_channels = shape("model.diffusion_model.input_blocks.0.0.weight")[:2]
-    if in_channels != 9:
-        raise ValueError(
-            f"its denoiser takes {in_channels} channels and Paint by Example's takes 9: "
-            "this is another model"
-        )
-    # A stack that is missing as a whole must not be taken for one of no layers.
-    vision = _TOWER + "vision_model."
-    shape("model.diffusion_model.input_blocks.1.0.in_layers.2.weight")
-    shape("first_stage_model.encoder.down.0.block.0.conv1.weight")
-    shape(vision + "encoder.layers.0.self_attn.q_proj.weight", 2)
-    shape("cond_stage_model.mapper.resblocks.0.attn.c_qkv.weight", 2)
-    # Downsamplings separate the levels; the rest of a level are its residual blocks.
-    unet = r"model\.diffusion_model\.input_blocks\.(\d+)\."
-    downs = [i for (i,) in indices(unet + r"0\.op\.weight")]
-    blocks = [i for (i,) in indices(unet + r"0\.in_layers\.2\.weight")]
-    last = [max(i for i in blocks if i < down) for down in downs] + [max(blocks)]
-    widths = [
-        shape(f"model.diffusion_model.input_blocks.{i}.0.in_layers.2.weight")[0] for i in last
-    ]
-    with_attention = {i for (i,) in indices(unet + r"1\.norm\.weight")}
-    vae = r"first_stage_model\.encoder\.down\.(\d+)\.block\."
-    ch = shape("first_stage_model.encoder.conv_in.weight")[0]
-    levels = [i for (i,) in indices(vae + r"0\.conv1\.weight")]
-    patch = shape(vision + "embeddings.patch_embedding.weight")
-    side = round((shape(vision + "embeddings.position_embedding.weight", 2)[0] - 1) ** 0.5)
-    hidden = patch[0]
-    return PBEConfig(
-        unet=UNetConfig(
-            model_channels=base,
-            num_res_blocks=len(blocks) // len(widths),
-            channel_mult=tuple(w // base for w in widths),
-            attention_resolutions=tuple(
-                2**i for i, block in enumerate(last) if block in with_attention
-            ),
-            context_dim=shape("learnable_vector", 3)[-1],
-        ),
-        vae=VAEConfig(
-            ch=ch,
-            ch_mult=tuple(
-                shape(f"first_stage_model.encoder.down.{i}.block.0.conv2.weight")[0] // ch
-                for i in levels
-            ),
-            num_res_blocks=len(indices(r"first_stage_model\.encoder\.down\.0\.block\.(\d+)\.")),
-            z_channels=shape("first_stage_model.post_quant_conv.weight")[0],
-        ),
-        exemplar=ExemplarConfig(
-            image_size=side * patch[-1],
-            patch_size=patch[-1],
-            hidden_size=hidden,
-            num_layers=len(indices(re.escape(vision) + r"encoder\.layers\.(\d+)\.")),
-            num_heads=hidden // 64,
-            mapper_layers=len(indices(r"cond_stage_model\.mapper\.resblocks\.(\d+)\.")),
-        ),
-    )
+    return _UNNAMED_TOWER.sub(TOWER, name)
 
 
 def state_dict(model: PaintByExample, parts: Iterable[str] = tuple(PARTS)) -> dict[str, Tensor]:
@@ -289,18 +213,34 @@ def _expected(config: PBEConfig) -> dict[str, Tensor]:
         return state_dict(PaintByExample(config))
 
 
-def load_weights(model: PaintByExample, tensors: Mapping[str, Tensor], source: object) -> None:
+def load_weights(
+    model: PaintByExample,
+    tensors: Mapping[str, Tensor],
+    source: object,
+    parts: Iterable[str] = tuple(PARTS),
+) -> None:
     """Give the model these weights; they become its parameters, without a copy.
 
     Args:
         model: May be on torch's meta device.
         tensors: Under official names.
         source: What to name in errors.
+        parts: That are in `tensors`, all by default.
 
     Raises:
         ValueError: Names missing or unexpected, or a shape that differs; the first few are listed.
     """
-    expected = state_dict(model)
+    parts = list(parts)
+    _check_fit(state_dict(model, parts), tensors, source)
+    for part in parts:
+        module, prefix = getattr(model, part), PARTS[part]
+        weights = {name: tensors[_canonical(prefix + name)] for name in module.state_dict()}
+        module.load_state_dict(weights, strict=True, assign=True)
+
+
+def _check_fit(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: object
+) -> None:
     problems = [
         f"{kind} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''} ({len(names)})"
         for kind, names in (
@@ -318,10 +258,6 @@ def load_weights(model: PaintByExample, tensors: Mapping[str, Tensor], source: o
             f"{source} does not fit the model: {'; '.join(problems)}; give a complete Paint by "
             "Example checkpoint, or its architecture as config="
         )
-    for part, prefix in PARTS.items():
-        module = getattr(model, part)
-        weights = {name: tensors[_canonical(prefix + name)] for name in module.state_dict()}
-        module.load_state_dict(weights, strict=True, assign=True)
 
 
 def load_parts(model: PaintByExample, tensors: Mapping[str, Tensor], source: object) -> list[str]:
@@ -369,140 +305,181 @@ def load_model(
     """Load a model; see `PaintByExample.from_checkpoint`."""
     device = torch.device(device)
     backend = select_attention(attention, device, dtype)
-    model = _assemble(read(BUNDLED if path is None else path), config, backend)
-    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-
-
-def _assemble(
-    file: Checkpoint, config: PBEConfig | None = None, attention: Attention = sdpa_attention
-) -> PaintByExample:
-    """A model with the file's tensors as its parameters, of the types they have there."""
-    try:
-        config = config or infer_config(file.tensors, file.metadata)
-    except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from error
-    with torch.device("meta"):
-        model = PaintByExample(config, attention=attention)
-    load_weights(model, file.tensors, file.path)
+    file = read(BUNDLED if path is None else path)
+    if is_stable_diffusion(file.tensors):
+        raise ValueError(
+            f"{file.path} is a Stable Diffusion checkpoint, which knows no exemplars; it can be "
+            "the start of a training (init), but to paint give a Paint by Example checkpoint"
+        )
+    model = _lay_out(file, config, attention=backend)
+    pages = Pages(file.tensors.values(), file.path)
+    tensors = {}
+    for name, tensor in file.tensors.items():
+        tensors[name] = cast(f"{file.path}: {name}", tensor, device=device, dtype=dtype)
+        pages.read(tensor.nbytes)
+    load_weights(model, tensors, file.path)
     for module in model.modules():
         # transformers keeps the positions 0 .. n as a buffer outside the state dict.
         ids = getattr(module, "position_ids", None)
         if isinstance(ids, Tensor) and ids.is_meta:
-            module.position_ids = torch.arange(ids.shape[-1])[None]
+            module.position_ids = torch.arange(ids.shape[-1], device=device)[None]
+    return model.eval().requires_grad_(False)
+
+
+def _lay_out(
+    file: Checkpoint,
+    config: PBEConfig | None = None,
+    *,
+    parts: Iterable[str] = tuple(PARTS),
+    attention: Attention = sdpa_attention,
+) -> PaintByExample:
+    """A model without memory that the file's tensors have been seen to fit."""
+    with torch.device("meta"):
+        model = PaintByExample(config or _config_of(file), attention=attention)
+    _check_fit(state_dict(model, parts), file.tensors, file.path)
     return model
+
+
+def _config_of(file: Checkpoint) -> PBEConfig:
+    try:
+        return infer_config(file.tensors, file.metadata)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
 
 
 def save_model(
     path: str | Path,
     model: PaintByExample,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     metadata: Mapping[str, Any] | None = None,
     parts: Iterable[str] = tuple(PARTS),
+    pages: Pages | None = None,
 ) -> None:
     """Write safetensors with the configuration in the metadata; appears whole or not at all.
 
     Args:
         path: Ends in `.safetensors`.
         model: To be saved.
-        dtype: Type of the weights in the file.
+        dtype: Type of the weights in the file; `None` keeps what they are.
         metadata: Further entries; values that are no strings are stored as JSON.
         parts: Of the model, all by default.
+        pages: Of the file that the weights were mapped from, if they are unchanged.
+
+    Raises:
+        ValueError: Values that are not finite or beyond the type's range, or no place to write.
     """
-    path = Path(path)
-    weights = state_dict(model, parts)
-    tensors = {n: t.detach().to("cpu", dtype).contiguous() for n, t in weights.items()}
-    tensors.update(model.schedule.buffers())
     entries = {
         "format": "pt",
-        "pbe_config": json.dumps(model.config.to_dict()),
+        METADATA_KEY: json.dumps(model.config.to_dict()),
         **{k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()},
     }
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata=entries)
-    os.replace(part, path)
+    weights = state_dict(model, parts)
+    dtypes = dict.fromkeys(weights, dtype) if dtype else {}
+    tensors = weights | model.schedule.buffers()
+    with replacing(Path(path)) as part:
+        write_safetensors(part, tensors, entries, dtypes=dtypes, pages=pages)
 
 
 def save_official(
-    path: str | Path, model: PaintByExample, *, dtype: torch.dtype = torch.float32
+    path: str | Path,
+    model: PaintByExample,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    pages: Pages | None = None,
 ) -> None:
     """Write the official layout: a torch file whose `state_dict` has the official names.
 
-    Appears whole or not at all. The published file is float32.
+    Appears whole or not at all. The published file is float32; `None` keeps what the weights are.
+
+    Raises:
+        ValueError: As `save_model`.
     """
-    path = Path(path)
-    tensors = {n: t.detach().to("cpu", dtype) for n, t in state_dict(model).items()}
+    tensors = {}
+    for name, tensor in state_dict(model).items():
+        tensors[name] = cast(name, tensor, dtype=dtype)
+        if pages is not None:
+            pages.read(tensor.nbytes)
     tensors.update(model.schedule.buffers())
-    positions = tensors[_TOWER + "vision_model.embeddings.position_embedding.weight"].shape[0]
+    positions = tensors[TOWER + "embeddings.position_embedding.weight"].shape[0]
     tensors[_POSITION_IDS] = torch.arange(positions)[None]
-    part = path.with_name(path.name + ".part")
-    torch.save({"state_dict": tensors}, part)
-    os.replace(part, path)
+    with replacing(Path(path)) as part, Releasing(part, pages or Pages([], part)) as file:
+        torch.save({"state_dict": tensors}, file)
 
 
 def save_diffusers(
-    path: str | Path, model: PaintByExample, *, dtype: torch.dtype = torch.float32
+    path: str | Path,
+    model: PaintByExample,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    pages: Pages | None = None,
 ) -> None:
     """Write the folder that diffusers' `PaintByExamplePipeline.from_pretrained` loads.
 
-    Appears whole or not at all.
+    Appears whole or not at all. `None` keeps what types the weights are of.
 
     Raises:
-        ValueError: There is something at `path`, or diffusers cannot have the architecture.
+        ValueError: There is something at `path`, diffusers cannot have the architecture, or as
+            `save_model`.
     """
-    path = Path(path)
-    if path.exists():
-        raise ValueError(f"{path} is there already; choose a new folder, or remove it")
-    files = diffusers_configs(model.config)
+    configs = diffusers_configs(model.config)
     tensors = to_diffusers(state_dict(model), model.config)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.part") as scratch:
-        folder = Path(scratch) / path.name
-        for name, values in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        for part, file in FOLDERS.items():
-            prefix = f"{part}."
-            own = {
-                name.removeprefix(prefix): tensor.detach().to("cpu", dtype).contiguous()
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            }
-            save_file(own, folder / part / file, metadata={"format": "pt"})
-        os.replace(folder, path)
+    dtypes = dict.fromkeys(tensors, dtype) if dtype else {}
+    write_folder(Path(path), configs, tensors, dtypes=dtypes, pages=pages)
 
 
 def convert(
-    source: str | Path, out: str | Path, *, layout: Layout, dtype: torch.dtype = torch.float32
-) -> Checkpoint:
-    """Write a checkpoint in another layout.
+    source: str | Path,
+    out: str | Path,
+    *,
+    layout: Layout,
+    dtype: torch.dtype | None = None,
+    ema: bool = False,
+) -> Report:
+    """Write a checkpoint in another layout, with little of it in memory at a time.
 
     Args:
-        source: Whatever `read` reads; it has to be complete.
+        source: Whatever `read` reads; it has to be complete. A checkpoint of Stable Diffusion
+            becomes the start of a training: our layout, without an image encoder.
         out: File, or for diffusers folder, to write; its parent exists.
         layout: Ours (`"safetensors"`), the published file's (`"official"`) or `"diffusers"`.
-        dtype: Type of the weights in it.
+        dtype: Type of the weights in it; `None` keeps what they are.
+        ema: Take the moving average of the denoiser.
 
     Returns:
-        What was read: what it dropped, and what it says of itself.
+        What became of everything in the source.
 
     Raises:
         ValueError: As `PaintByExample.from_checkpoint`, or a layout that cannot hold the model.
     """
-    file = read(source)
-    model = _assemble(file)
-    if layout == "official":
-        save_official(out, model, dtype=dtype)
-    elif layout == "diffusers":
-        save_diffusers(out, model, dtype=dtype)
+    source, out = Path(source), Path(out)
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ValueError(f"{out} is the file to convert itself; choose another name")
+    file = read(source, ema=ema)
+    parts = list(PARTS)
+    if is_stable_diffusion(file.tensors):
+        if layout != "safetensors":
+            raise ValueError(
+                f"{source} is a Stable Diffusion checkpoint and has no image encoder, so it makes "
+                "no complete model; --to safetensors makes the start of a training of it"
+            )
+        parts, file = list(START), starting_point(file)
+    report, model = _report(file), _lay_out(file, parts=parts)
+    load_weights(model, file.tensors, source, parts)
+    pages = Pages(file.tensors.values(), source)
+    if layout == "diffusers":
+        save_diffusers(out, model, dtype=dtype, pages=pages)
+    elif layout == "safetensors":
+        save_model(out, model, dtype=dtype, metadata=report.metadata, parts=parts, pages=pages)
+    elif dtype is None or all(tensor.dtype == dtype for tensor in file.tensors.values()):
+        save_official(out, model, dtype=None, pages=pages)
     else:
-        own = {k: v for k, v in file.metadata.items() if k not in _OURS}
-        save_model(out, model, dtype=dtype, metadata=own)
-    return file
-
-
-def _bytes(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+        # torch.save takes all tensors at once: it gets them mapped from a file, cast.
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.part") as scratch:
+            between = Path(scratch) / "model.safetensors"
+            save_model(between, model, dtype=dtype, pages=pages)
+            convert(between, out, layout="official")
+    return report
 
 
 def inspect(path: str | Path) -> Report:
@@ -511,11 +488,11 @@ def inspect(path: str | Path) -> Report:
     Raises:
         ValueError: No such file, damaged, or another architecture.
     """
-    file = read(path)
-    try:
-        config = infer_config(file.tensors, file.metadata)
-    except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from error
+    return _report(starting_point(read(path)))
+
+
+def _report(file: Checkpoint) -> Report:
+    config = _config_of(file)
     expected = _expected(config)
     return Report(
         path=file.path,
@@ -524,8 +501,16 @@ def inspect(path: str | Path) -> Report:
         size=_bytes(file.path),
         parameters=sum(t.numel() for t in file.tensors.values()),
         dtypes=sorted({str(t.dtype).removeprefix("torch.") for t in file.tensors.values()}),
+        kept=[n for n in expected if n in file.tensors],
+        renamed=file.renamed,
         missing=[n for n in expected if n not in file.tensors],
         unexpected=[n for n in file.tensors if n not in expected],
         dropped=file.dropped,
+        foreign=file.foreign,
         metadata={k: v for k, v in file.metadata.items() if k not in _OURS},
     )
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

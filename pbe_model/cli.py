@@ -10,21 +10,55 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, demo
+from . import checkpoint, demo, download
 from .attention import BACKENDS
 from .commandline import DTYPES, Parser, add_command, check_parent, run, usable_device
-from .edit import edit
+from .edit import POSTERIORS, PRESETS, edit
 from .exemplar import Fit
 from .image_io import image_format, read_exemplar, read_image, read_mask, write_image
 from .model import PaintByExample
 from .region import MODES
 from .samplers import SAMPLERS, Callback
+
+PAINTING: dict[str, dict[str, Any]] = {
+    "steps": {"type": int, "metavar": "N", "help": "sampling steps"},
+    "similarity": {
+        "type": float, "metavar": "S", "help": "how closely to follow the exemplar; 0 ignores it",
+    },
+    "seed": {"type": int, "metavar": "K", "help": "of the noise"},
+    "sampler": {"choices": SAMPLERS, "help": "how the noise is taken away"},
+    "num_images": {
+        "type": int, "metavar": "N",
+        "help": "variations, with the seeds K, K+1, ...; above 1 they are named OUT-1, OUT-2, ...",
+    },
+    "region": {
+        "choices": MODES,
+        "help": "what the model sees: the hole and its surroundings, the photo, or the photo "
+        "squashed to a square",
+    },
+    "strength": {
+        "type": float, "metavar": "S", "help": "below 1 the hole keeps some of its content",
+    },
+    "fit": {"choices": get_args(Fit), "help": "how the exemplar is made square"},
+    "posterior": {
+        "choices": POSTERIORS, "help": "latent of the photo around the hole: likeliest, or drawn",
+    },
+    "paste_back": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "stitch the result into the photo, or write all that the model painted",
+    },
+    "truncate": {
+        "action": argparse.BooleanOptionalAction, "help": "cut to 8 bits instead of rounding",
+    },
+}  # fmt: skip
+"""Options of a command that paints: keyword argument of `edit`, and what `add_argument` takes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,36 +93,14 @@ def _parser() -> Parser:
         "--out", required=True, type=Path, metavar="FILE", help="result; the suffix says the format"
     )
     add("--checkpoint", metavar="FILE", help="model; the bundled demo model if left out")
-    add("--steps", type=int, default=20, metavar="N", help="sampling steps [%(default)s]")
-    add(
-        "--similarity", type=float, default=5.0, metavar="S",
-        help="how closely to follow the exemplar; 0 ignores it [%(default)s]",
-    )  # fmt: skip
-    add("--seed", type=int, default=0, metavar="K", help="of the noise [%(default)s]")
-    add("--sampler", choices=SAMPLERS, default="dpmpp_2m", help="[%(default)s]")
-    add(
-        "--num-images", type=int, default=1, metavar="N",
-        help="variations, with the seeds K, K+1, ...; above 1 they are named OUT-1, OUT-2, ...",
-    )  # fmt: skip
-    add(
-        "--region", choices=MODES, default="auto",
-        help="what the model sees: the hole and its surroundings, or the photo [%(default)s]",
-    )  # fmt: skip
-    add(
-        "--strength", type=float, default=1.0, metavar="S",
-        help="below 1 the hole keeps some of its content [%(default)s]",
-    )  # fmt: skip
     add("--exemplar-mask", metavar="FILE", help="which part of the exemplar counts: white")
-    add(
-        "--fit", choices=get_args(Fit), default="squash",
-        help="how the exemplar is made square [%(default)s]",
-    )  # fmt: skip
+    _add_painting(command)
     add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one, else cpu]")
     add("--dtype", choices=DTYPES, default="fp32", help="type of the weights [%(default)s]")
     add("--attention", choices=["auto", *BACKENDS], default="auto", help="[%(default)s]")
 
     command = add_command(commands, "inspect", _inspect, "say what a checkpoint holds")
-    command.add_argument("file", metavar="FILE", help=".safetensors or .ckpt")
+    command.add_argument("file", metavar="FILE", help=".safetensors, .ckpt or folder")
     command.add_argument("--json", action="store_true", help="for programs")
 
     command = add_command(commands, "convert", _convert, "write a checkpoint in another layout")
@@ -96,8 +108,56 @@ def _parser() -> Parser:
     add("source", metavar="IN", help=".safetensors, .ckpt or a folder of diffusers")
     add("out", type=Path, metavar="OUT", help="file, or for diffusers folder, to write")
     add("--to", choices=get_args(checkpoint.Layout), required=True, help="layout")
-    add("--dtype", choices=DTYPES, default="fp32", help="type of the weights [%(default)s]")
+    add("--dtype", choices=DTYPES, help="type of the weights [as they are]")
+    add("--ema", action="store_true", help="take the denoiser's moving average, if IN has one")
+
+    command = add_command(
+        commands, "download", _download, "fetch the published weights from the hub"
+    )
+    add = command.add_argument
+    add(
+        "--out", type=Path, metavar="DIR",
+        help="folder [ComfyUI's models/paint_by_example, of $COMFYUI_PATH or around this pack]",
+    )  # fmt: skip
+    add(
+        "--what", default="diffusers", metavar="diffusers|official|PATH",
+        help="the parts for diffusers, without training state; the authors' model.ckpt; or a "
+        "checkpoint of the repository [%(default)s]",
+    )  # fmt: skip
+    add("--repo", default=download.REPOSITORY, metavar="ID", help="repository [%(default)s]")
+    add("--revision", metavar="REV", help="branch, tag or commit [the main branch]")
+    add(
+        "--dtype", choices=DTYPES, default="fp16",
+        help="type of the weights in the one safetensors file that is made [%(default)s]",
+    )  # fmt: skip
+    add(
+        "--as-published", action="store_true",
+        help="keep the files as they come and make none of them",
+    )  # fmt: skip
     return parser
+
+
+def _add_painting(command: argparse.ArgumentParser) -> None:
+    """Give a command `--preset` and the options of `PAINTING`, shown with the defaults of `edit`.
+
+    What is not on the command line parses to `None`: so `_painting` can tell it from an option
+    that overrides a preset with the usual value.
+    """
+    command.add_argument(
+        "--preset", choices=PRESETS,
+        help="defaults for the options below; official: as the paper's own script paints",
+    )  # fmt: skip
+    usual = signature(edit).parameters
+    for name, how in PAINTING.items():
+        action = command.add_argument(f"--{name.replace('_', '-')}", **how)
+        action.help = f"{how['help']} [{usual[name].default}]"
+
+
+def _painting(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `edit`: the preset's, under those that were given."""
+    given = {name: getattr(args, name) for name in PAINTING}
+    given = {name: value for name, value in given.items() if value is not None}
+    return PRESETS.get(args.preset, {}) | given
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -130,19 +190,12 @@ def _edit(args: argparse.Namespace) -> int:
         image,
         hole_mask,
         exemplar,
-        steps=args.steps,
-        similarity=args.similarity,
-        seed=args.seed,
-        sampler=args.sampler,
-        num_images=args.num_images,
-        region=args.region,
-        strength=args.strength,
-        fit=args.fit,
         exemplar_mask=exemplar_mask,
         callback=_progress("painting"),
+        **_painting(args),
     )
     for number, painted in enumerate(result.images, start=1):
-        suffix = f"-{number}" if args.num_images > 1 else ""
+        suffix = f"-{number}" if len(result.images) > 1 else ""
         path = args.out.with_name(f"{args.out.stem}{suffix}{args.out.suffix}")
         write_image(path, painted)
         print(path)
@@ -188,9 +241,11 @@ def _inspect(args: argparse.Namespace) -> int:
         "weights": f"{report.parameters:,} parameters, {', '.join(report.dtypes)}",
         "model": {name: value for name, value in config.items() if not isinstance(value, dict)},
         **{name: value for name, value in config.items() if isinstance(value, dict)},
+        "renamed": f"{len(report.renamed):,}",
         "missing": _names(report.missing),
         "unexpected": _names(report.unexpected),
         "dropped": _names(report.dropped),
+        "not run": _names(report.foreign),
         **metadata,
     }
     for name, value in rows.items():
@@ -204,8 +259,30 @@ def _convert(args: argparse.Namespace) -> int:
         raise ValueError(f"cannot write {args.out}: it is a folder; give the name of a file")
     if args.out.suffix != ".safetensors" and args.to == "safetensors":
         raise ValueError(f"{args.out} would not be found as safetensors; end it in .safetensors")
-    file = checkpoint.convert(args.source, args.out, layout=args.to, dtype=DTYPES[args.dtype])
-    print(f"{args.out}: {len(file.tensors)} tensors kept; dropped {_names(file.dropped)}")
+    report = checkpoint.convert(
+        args.source,
+        args.out,
+        layout=args.to,
+        dtype=DTYPES[args.dtype] if args.dtype else None,
+        ema=args.ema,
+    )
+    print(f"{args.out}: {len(report.kept):,} tensors kept, {len(report.renamed):,} names changed")
+    for label in ("dropped", "missing"):
+        print(f"{label:<12}{_names(getattr(report, label))}")
+    return 0
+
+
+def _download(args: argparse.Namespace) -> int:
+    out = args.out or download.comfyui_folder()
+    release = download.look_up(args.what, repo=args.repo, revision=args.revision)
+    print(
+        f"{release.repo} at {release.commit[:10]}: {len(release.files)} files, "
+        f"{release.size / 1e6:,.1f} MB, into {out}"
+    )
+    dtype = None if args.as_published else DTYPES[args.dtype]
+    path = download.download(release, out, dtype=dtype)
+    print(f"{path}: every file has the hash that the hub gives")
+    print(f"next: Load Paint by Example in ComfyUI, or pbe edit --checkpoint {path}")
     return 0
 
 

@@ -7,10 +7,13 @@ architecture, narrower, at 64 pixels, small enough to train on two CPU cores.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import math
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
 Tokens = Literal["class", "all"]
+
+_LARGEST = 65536  # of any size or count in a configuration: files may claim anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,7 @@ class PBEConfig:
             raise ValueError(
                 f"unknown tokens {self.tokens!r}; choose from {list(get_args(Tokens))}"
             )
+        _check_numbers(self)
 
     @property
     def size_multiple(self) -> int:
@@ -107,9 +111,29 @@ class PBEConfig:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: A name that no configuration has, with the names that exist.
+            ValueError: A name that no configuration has, with the names that exist; a value of
+                another type or out of range.
         """
         return _from_dict(cls, values)
+
+
+def _check_numbers(config: Any) -> None:
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            _check_numbers(value)
+        elif entry.name == "tokens":
+            continue
+        elif isinstance(entry.default, float):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and value > 0):
+                raise ValueError(f"{entry.name} is {value!r}; give a number above 0")
+        else:
+            for count in value if isinstance(value, tuple) else (value,):
+                if type(count) is not int or not 1 <= count <= _LARGEST:
+                    raise ValueError(
+                        f"{entry.name} is {value!r}; give whole numbers from 1 to {_LARGEST}"
+                    )
 
 
 def _from_dict(cls: type, values: dict[str, Any]) -> Any:
@@ -124,6 +148,10 @@ def _from_dict(cls: type, values: dict[str, Any]) -> Any:
     arguments = {}
     for name, value in values.items():
         if cls is PBEConfig and name in parts:
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"configuration entry {name!r} is {value!r}; it has entries itself"
+                )
             value = _from_dict(parts[name], value)
         elif isinstance(value, list):
             value = tuple(value)

@@ -166,7 +166,7 @@ def to_diffusers(tensors: Mapping[str, Tensor], config: PBEConfig) -> dict[str, 
 
 def from_diffusers(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: PBEConfig
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The inverse of `to_diffusers`.
 
     Args:
@@ -175,10 +175,12 @@ def from_diffusers(
         config: Of the model.
 
     Returns:
-        What was found, under official names; what has none, under its own.
+        What was found, under official names; what has none, under its own. And which name of
+        theirs is (part of) which of ours.
     """
     left = {_current(name): tensor for name, tensor in tensors.items()}
-    table, converted = module_table(config), {}
+    theirs_as_given = {_current(name): name for name in tensors}
+    table, converted, given = module_table(config), {}, {}
     for name, like in expected.items():
         names = renamed(name, table)
         if not all(theirs in left for theirs in names):
@@ -188,7 +190,8 @@ def from_diffusers(
         if like.ndim == 4 and tensor.ndim == 2:
             tensor = tensor[:, :, None, None]
         converted[name] = tensor
-    return {**converted, **left}
+        given |= {theirs_as_given[theirs]: name for theirs in names}
+    return {**converted, **left}, given
 
 
 def _current(name: str) -> str:
@@ -203,12 +206,13 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
     """The architecture of a diffusers folder.
 
     Args:
-        configs: What `config.json` says in each of `FOLDERS`.
+        configs: What `config.json` says in each of `FOLDERS`; without an image encoder the folder
+            is one of Stable Diffusion, of which Paint by Example can be trained.
 
     Raises:
         ValueError: An entry that is missing or of another kind.
     """
-    unet, vae, tower = (configs[folder] for folder in FOLDERS)
+    unet, vae, tower = (configs.get(folder, {}) for folder in FOLDERS)
     try:
         widths, channels = unet["block_out_channels"], vae["block_out_channels"]
         sizes = VAEConfig(
@@ -220,7 +224,7 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
         )
         return PBEConfig(
             unet=UNetConfig(
-                in_channels=unet["in_channels"],
+                in_channels=unet["in_channels"] if tower else UNetConfig.in_channels,
                 out_channels=unet["out_channels"],
                 model_channels=widths[0],
                 num_res_blocks=unet["layers_per_block"],
@@ -235,14 +239,7 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
                 norm_groups=unet["norm_num_groups"],
             ),
             vae=sizes,
-            exemplar=ExemplarConfig(
-                image_size=tower["image_size"],
-                patch_size=tower["patch_size"],
-                hidden_size=tower["hidden_size"],
-                num_layers=tower["num_hidden_layers"],
-                num_heads=tower["num_attention_heads"],
-                mapper_layers=(tower["num_hidden_layers"] + 1) // 5,  # diffusers' own rule
-            ),
+            exemplar=_exemplar_config(tower) if tower else ExemplarConfig(),
             resolution=unet["sample_size"] * sizes.downscale,
         )
     except (KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
@@ -250,6 +247,17 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
             f"its config.json files describe no Paint by Example model ({error!r}); download the "
             "folder again"
         ) from error
+
+
+def _exemplar_config(tower: Mapping[str, Any]) -> ExemplarConfig:
+    return ExemplarConfig(
+        image_size=tower["image_size"],
+        patch_size=tower["patch_size"],
+        hidden_size=tower["hidden_size"],
+        num_layers=tower["num_hidden_layers"],
+        num_heads=tower["num_attention_heads"],
+        mapper_layers=(tower["num_hidden_layers"] + 1) // 5,  # diffusers' own rule
+    )
 
 
 def diffusers_configs(config: PBEConfig) -> dict[str, dict[str, Any]]:

@@ -1,8 +1,17 @@
-"""The whole edit: photo, hole and exemplar in, finished photos out."""
+"""The whole edit: photo, hole and exemplar in, finished photos out.
+
+`PRESETS["official"]` paints as the paper's own script does (`scripts/inference.py` of
+Fantasy-Studio/Paint-by-Example). Much of it holds for every edit, because the model was trained
+so: the order of the channels, the grey hole, the mask binarised before it is resized without
+antialias, the squashed exemplar, the guidance. The preset adds what an editor would rather have
+otherwise: PLMS with its timesteps, the photo squashed to the model's square, its latent drawn from
+the posterior, the model's whole picture as the result, and values cut down to 8 bits, not rounded.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +23,29 @@ from .model import PaintByExample
 from .region import Region, crop, plan_region, stitch
 from .samplers import Callback, Denoise, guidance, sample
 
+POSTERIORS = ("mode", "sample")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "official": {
+        "steps": 50,
+        "similarity": 5.0,
+        "sampler": "plms",
+        "region": "squash",
+        "strength": 1.0,
+        "fit": "squash",
+        "posterior": "sample",
+        "paste_back": False,
+        "truncate": True,
+    }
+}
+"""Keyword arguments of `edit` by the name of what they reproduce: `edit(..., **PRESETS[name])`.
+
+"official" draws random numbers in the official order, but they are not the official ones: that
+script seeds before it builds the network, whose initial weights take numbers from the same stream,
+and it draws the start on the GPU. It also computes in half precision and adds a watermark; of its
+safety checker it ignores the verdict.
+"""
+
 
 @dataclass(frozen=True)
 class EditResult:
@@ -21,6 +53,7 @@ class EditResult:
 
     Attributes:
         images: `(N, H, W, 3)` in [0, 1]; outside the blend zone bit-identical to the photo.
+            Without `paste_back` the crops.
         crops: `(N, h, w, 3)` in [0, 1], what the model painted, before stitching.
         region: Where the crop lies and how it was blended; `region.stitch` takes it again.
     """
@@ -36,7 +69,8 @@ class Condition:
 
     Attributes:
         latent: Scaled latent of the crop as it is, `(B, 4, h, w)`.
-        masked_latent: Scaled latent of the crop with its hole grey, `(B, 4, h, w)`.
+        masked_latent: Scaled latent of the crop with its hole grey, `(B, 4, h, w)`; `(N, 4, h, w)`
+            where each of N variations has its own sample of it.
         keep_mask: `(B, 1, h, w)`, 1 = keep.
     """
 
@@ -56,12 +90,16 @@ def initial_noise(seed: int, shape: tuple[int, int, int], num_images: int = 1) -
     Returns:
         float32 `(num_images, 4, h, w)` on the CPU, the same on every machine.
     """
-    return torch.cat(
-        [
-            torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed + i))
-            for i in range(num_images)
-        ]
-    )
+    return _draw(_generators(seed, num_images), shape)
+
+
+def _generators(seed: int, num_images: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed + i) for i in range(num_images)]
+
+
+def _draw(generators: list[torch.Generator], shape: tuple[int, int, int]) -> Tensor:
+    """The next noise of each generator, `(N, *shape)`."""
+    return torch.cat([torch.randn(1, *shape, generator=generator) for generator in generators])
 
 
 def encode_exemplar(
@@ -77,21 +115,30 @@ def encode_exemplar(
     return model.encoder(normalise(pixels[None]).to(model.device, model.dtype))
 
 
-def encode_condition(model: PaintByExample, image: Tensor, hole_mask: Tensor) -> Condition:
+def encode_condition(
+    model: PaintByExample,
+    image: Tensor,
+    hole_mask: Tensor,
+    posterior_noise: Tensor | None = None,
+) -> Condition:
     """Encode a crop and its hole by the official rule (hole = mask > 0.5, filled with grey).
 
     Args:
         model: Supplies the first stage.
         image: `(B, h, w, 3)` in [0, 1].
         hole_mask: `(B, h, w)`, 1 = repaint.
+        posterior_noise: Standard normal `(N, 4, h', w')`, N being B or, with one image, any
+            number: samples the posterior of the masked latent. `None` takes its mode.
     """
     pixels = (image.movedim(-1, 1) * 2 - 1).to(model.device, model.dtype)
     hole = (hole_mask[:, None] > 0.5).to(pixels)
     factor = model.config.vae.downscale
     size = (pixels.shape[-2] // factor, pixels.shape[-1] // factor)
+    if posterior_noise is not None:
+        posterior_noise = posterior_noise.to(pixels)
     return Condition(
         latent=model.encode(pixels),
-        masked_latent=model.encode(masks.masked_image(pixels, 1 - hole)),
+        masked_latent=model.encode(masks.masked_image(pixels, 1 - hole), posterior_noise),
         keep_mask=masks.latent_keep_mask(hole, size),
     )
 
@@ -147,12 +194,15 @@ def edit(
     strength: float = 1.0,
     fit: Fit = "squash",
     exemplar_mask: Tensor | None = None,
+    posterior: str = "mode",
+    paste_back: bool = True,
+    truncate: bool = False,
     callback: Callback | None = None,
 ) -> EditResult:
     """Paint the exemplar into the hole of a photo (arXiv 2211.13227).
 
     The photo is cropped around the hole to the model's resolution, painted and stitched back, so
-    its own size does not matter.
+    its own size does not matter. `**PRESETS["official"]` paints as the official script does.
 
     Args:
         model: From `PaintByExample.from_checkpoint`.
@@ -165,10 +215,17 @@ def edit(
         seed: Of the first image; image `i` has `seed + i`.
         sampler: One of `samplers.SAMPLERS`.
         num_images: Variations to paint.
-        region: `"auto"` crops around the hole, `"whole"` takes the whole photo.
+        region: `"auto"` crops around the hole, `"whole"` takes the whole photo, `"squash"` takes
+            it as the model's square, whatever its aspect.
         strength: Share of the steps that are run; below 1 the hole keeps some of its content.
         fit: How the exemplar is brought to a square: `"squash"`, `"crop"` or `"pad"`.
         exemplar_mask: `(h, w)`, 1 = belongs to the object.
+        posterior: The latent of the photo with its hole grey: `"mode"`, the likeliest, or
+            `"sample"`, drawn from the image's seed before the noise that the image starts from.
+        paste_back: Stitch the result into the photo; else it is the model's crop, hole and
+            surroundings, at the model's size.
+        truncate: Cut what is painted down to the next of the 256 levels of 8 bits. Else it is
+            left as it is, for `write_image` to round.
         callback: Called after each step with its index, their number and the current latent.
 
     Raises:
@@ -176,6 +233,8 @@ def edit(
             finite, with what to do about it.
     """
     _check(image, hole_mask, exemplar, num_images, similarity, seed)
+    if posterior not in POSTERIORS:
+        raise ValueError(f"unknown posterior {posterior!r}; choose one of {', '.join(POSTERIORS)}")
     if hole_mask.shape != image.shape[:2]:
         hole_mask = F.interpolate(
             hole_mask[None, None], size=image.shape[:2], mode="bilinear", antialias=True
@@ -188,12 +247,16 @@ def edit(
     )
     cropped, cropped_mask = crop(image[None], hole_mask[None], area)
     context = encode_exemplar(model, exemplar, fit=fit, exemplar_mask=exemplar_mask)
-    condition = encode_condition(model, cropped, cropped_mask)
-    channels, height, width = condition.latent.shape[1:]
+    height, width = (side // model.config.vae.downscale for side in area.size)
+    shape = (model.config.vae.z_channels, height, width)
+    generators = _generators(seed, num_images)
+    # The official order: first what samples the posterior, then what the sampler starts from.
+    posterior_noise = _draw(generators, shape) if posterior == "sample" else None
+    condition = encode_condition(model, cropped, cropped_mask, posterior_noise)
     latent = sample(
         sampler,
         guided(model, condition, context, float(similarity)),
-        initial_noise(seed, (channels, height, width), num_images).to(model.device),
+        _draw(generators, shape).to(model.device),
         model.schedule,
         steps,
         init_latent=condition.latent.float(),
@@ -205,8 +268,11 @@ def edit(
         raise ValueError(
             f"the result is not finite in {model.dtype}; load the model as float32 or bfloat16"
         )
+    if truncate:
+        crops = (crops * 255).floor() / 255
     crops = crops.movedim(1, -1).to(image)
-    return EditResult(images=stitch(image[None], crops, area), crops=crops, region=area)
+    images = stitch(image[None], crops, area) if paste_back else crops
+    return EditResult(images=images, crops=crops, region=area)
 
 
 def _check(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .mask import Box, bounding_box, expand_hole, feather_hole
 
-MODES = ("auto", "whole")
+MODES = ("auto", "whole", "squash")
 
 _TIGHT_CONTEXT = 1.2
 """Context below which pixels are invented beyond the photo's rim rather than cropped closer."""
@@ -79,6 +79,9 @@ def plan_region(
     "whole" takes the whole photo, at about resolution x resolution pixels. The aspect is kept up
     to the rounding of both sides to the multiple; aspects beyond 4:1 are squashed.
 
+    "squash" takes the whole photo at resolution x resolution pixels, whatever its aspect, as the
+    official code was fed.
+
     Args:
         hole_mask: (H, W), 1 = repaint; the hole is what lies above 0.5.
         mode: One of `MODES`.
@@ -109,18 +112,17 @@ def plan_region(
     height, width = photo_size = (hole_mask.shape[0], hole_mask.shape[1])
     hole_side = _side(bounding_box(hole_mask))
     if blend is None:
-        span = max(photo_size) if mode == "whole" else min(context * hole_side, max(photo_size))
+        span = min(context * hole_side, max(photo_size)) if mode == "auto" else max(photo_size)
         blend = max(2.0, span / 64)
 
     pad = math.ceil(blend)
     x0, y0, x1, y1 = bounding_box(hole_mask, _NOISE)
     zone = _clip((x0 - pad, y0 - pad, x1 + pad, y1 + pad), photo_size)
-    if mode == "whole":
-        box = (0, 0, width, height)
-        size = _whole_size(photo_size, resolution, size_multiple)
-    else:
+    box, size = (0, 0, width, height), (resolution, resolution)
+    if mode == "auto":
         box = _square_around(zone, photo_size, context, resolution)
-        size = (resolution, resolution)
+    elif mode == "whole":
+        size = _whole_size(photo_size, resolution, size_multiple)
 
     blend_mask = _blend_mask(hole_mask[_slices(zone)], blend)
     return Region(photo_size, box, size, zone, blend_mask)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pbe_model import checkpoint
+from pbe_model.architecture import METADATA_KEY, infer_config
 from pbe_model.config import CONFIGS
 from pbe_model.edit import Condition, guided
 from pbe_model.exemplar import normalise
@@ -166,19 +167,25 @@ class Diffusion:
 
 
 def _starting_model(config: RunConfig) -> PaintByExample:
-    """Fresh weights, and those of `config.init` for the parts that it holds."""
+    """Fresh weights, and those of `config.init` for the parts that it holds.
+
+    That may be a first stage, a checkpoint of Stable Diffusion, or a whole model.
+    """
     sizes = replace(CONFIGS[config.model], tokens=config.tokens)
     if config.init is None:
         raise ValueError(
             "the diffusion stage needs a trained first stage; set init to its exported file "
             "(for the demo: run `pbe-train train demo-first-stage` first)"
         )
-    file = checkpoint.read(config.init)
-    if "pbe_config" in file.metadata:
-        found = checkpoint.infer_config(file.tensors, file.metadata)
-        # A first stage alone says nothing of the denoiser.
-        whole = "learnable_vector" in file.tensors
-        sizes = replace(found, tokens=config.tokens) if whole else replace(sizes, vae=found.vae)
+    file = checkpoint.starting_point(checkpoint.read(config.init))
+    if METADATA_KEY in file.metadata:
+        found = infer_config(file.tensors, file.metadata)
+        if "learnable_vector" in file.tensors:
+            sizes = replace(found, tokens=config.tokens)
+        elif any(name.startswith(checkpoint.PARTS["unet"]) for name in file.tensors):
+            sizes = replace(sizes, unet=found.unet, vae=found.vae, resolution=found.resolution)
+        else:  # a first stage alone says nothing of the denoiser
+            sizes = replace(sizes, vae=found.vae)
     model = PaintByExample(sizes)
     initialise(model.unet)
     checkpoint.load_parts(model, file.tensors, file.path)

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pbe_model import TINY, V1, PaintByExample, PBEConfig
+from pbe_model.architecture import infer_config
 from pbe_model.attention import reference_attention
 from pbe_model.checkpoint import (
     PARTS,
-    infer_config,
     inspect,
     load_parts,
     load_weights,
@@ -187,7 +187,7 @@ def test_tiny_is_recognised_but_for_what_only_metadata_can_say():
     assert replace(inferred.unet, norm_groups=TINY.unet.norm_groups) == TINY.unet
     assert inferred.exemplar == TINY.exemplar
     assert replace(inferred.vae, scale_factor=TINY.vae.scale_factor) == TINY.vae
-    assert infer_config({}, {"pbe_config": json.dumps(TINY.to_dict())}) == TINY
+    assert infer_config(state_dict(model), {"pbe_config": json.dumps(TINY.to_dict())}) == TINY
 
 
 def test_a_given_configuration_overrides(tmp_path, tensors):

@@ -3,11 +3,13 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
 import types
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,8 @@ from safetensors.torch import save_file
 
 from pbe_model import PaintByExample, edit
 from pbe_model.checkpoint import save_model, save_official, state_dict
-from pbe_model.cli import main
+from pbe_model.cli import PAINTING, main
+from pbe_model.edit import PRESETS
 from pbe_model.image_io import read_image, read_mask
 
 from .small import small_model
@@ -109,12 +112,51 @@ def test_edit_is_the_python_edit(arguments, checkpoint, capsys):
     assert (pixels("out.png")[HOLE > 0] != PHOTO[HOLE > 0]).any()
 
 
+def test_a_preset_is_the_python_preset(arguments, checkpoint):
+    argv = [*arguments(preset="official", steps=2, seed=4), "--no-truncate"]
+    assert main(argv) == 0
+    pictures = (read_image("photo.png"), read_mask("mask.png"), read_image("exemplar.png"))
+    model = PaintByExample.from_checkpoint(checkpoint)
+    options = PRESETS["official"] | {"steps": 2, "seed": 4, "truncate": False}
+    result = edit(model, *pictures, **options)
+    assert pixels("out.png").shape == (32, 32, 3)
+    assert (pixels("out.png") == (result.images[0] * 255).round().numpy()).all()
+
+    assert main(arguments(preset="official", steps=2, seed=4)) == 0
+    assert (pixels("out.png") == (result.images[0] * 255).floor().numpy()).all()
+
+
+def test_a_preset_yields_to_every_option_that_is_given(arguments):
+    """With the usual values, which must not be taken for options left out."""
+    usual = {name: parameter.default for name, parameter in signature(edit).parameters.items()}
+    values = {name: usual[name] for name in PRESETS["official"]}
+    switches = {name for name, value in values.items() if isinstance(value, bool)}
+    assert all(value != PRESETS["official"][name] for name, value in values.items()
+               if name not in {"similarity", "strength", "fit"})  # fmt: skip
+    flags = [f"--{'' if values[n] else 'no-'}{n.replace('_', '-')}" for n in sorted(switches)]
+    rest = {name: value for name, value in values.items() if name not in switches}
+    assert main([*arguments(**rest, preset="official", out="given.png"), *flags]) == 0
+    assert main(arguments(steps=None)) == 0
+    assert (pixels("given.png") == pixels("out.png")).all()
+
+
+def test_the_options_have_the_defaults_of_edit(capsys):
+    with pytest.raises(SystemExit):
+        main(["edit", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name in PAINTING:
+        default = signature(edit).parameters[name].default
+        assert re.search(
+            rf"--{name.replace('_', '-')}\b[^\[]*\[{default}\]", said.split("options:")[1]
+        ), name
+
+
 @pytest.mark.parametrize(
     "option",
     [
         {"steps": 2}, {"similarity": 0}, {"seed": 1}, {"sampler": "plms"}, {"region": "whole"},
         {"strength": 0.5, "steps": 2}, {"fit": "crop"}, {"exemplar_mask": "part.png"},
-        {"dtype": "bf16"},
+        {"dtype": "bf16"}, {"region": "squash"}, {"posterior": "sample"},
     ],
     ids=lambda option: next(iter(option)),
 )  # fmt: skip
@@ -125,6 +167,17 @@ def test_every_option_matters(arguments, option):
     assert main(arguments(out="plain.png")) == 0
     assert main(arguments(**option)) == 0
     assert (pixels("out.png") != pixels("plain.png")).any()
+
+
+@pytest.mark.parametrize("flag", ["--no-paste-back", "--truncate"])
+def test_every_switch_matters(arguments, flag):
+    assert main(arguments(out="plain.png")) == 0
+    assert main([*arguments(), flag]) == 0
+    changed, plain = pixels("out.png"), pixels("plain.png")
+    if flag == "--no-paste-back":
+        assert changed.shape == (32, 32, 3)
+    else:
+        assert changed.shape == plain.shape and (changed != plain).any()
 
 
 def test_several_images_are_numbered_and_each_can_be_drawn_alone(arguments, folder, capsys):
@@ -259,6 +312,8 @@ def test_an_interrupt_writes_nothing(arguments, folder, capsys):
         ({"sampler": "heun"}, "'heun'"),
         ({"region": "half"}, "'half'"),
         ({"fit": "stretch"}, "'stretch'"),
+        ({"posterior": "mean"}, "'mean'"),
+        ({"preset": "best"}, "'best'"),
         ({"dtype": "int8"}, "'int8'"),
         ({"attention": "flash"}, "'flash'"),
         ({"device": "abacus"}, "'abacus'"),

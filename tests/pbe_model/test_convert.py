@@ -60,7 +60,9 @@ def test_a_folder_that_diffusers_saved_gives_the_same_model(folder, model):
 
 def test_there_and_back_is_exact(model):
     tensors = state_dict(model)
-    back = from_diffusers(to_diffusers(tensors, SMALL), tensors, SMALL)
+    back, names = from_diffusers(to_diffusers(tensors, SMALL), tensors, SMALL)
+    assert names.keys() == to_diffusers(tensors, SMALL).keys()
+    assert set(names.values()) == tensors.keys()
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
@@ -182,7 +184,8 @@ def test_the_command_converts(tmp_path, model, layout, capsys):
     assert main(["convert", str(tmp_path / "a.ckpt"), str(out), "--to", layout]) == 0
     said = capsys.readouterr().out
     kept = len(state_dict(model))
-    assert f"{kept} tensors kept; dropped 13: betas, " in said
+    assert f"{kept} tensors kept, 0 names changed" in said
+    assert "dropped     13: betas, " in said and "missing     none" in said
     found = state_dict(PaintByExample.from_checkpoint(out, config=SMALL))
     assert all(torch.equal(found[n], t) for n, t in state_dict(model).items())
 

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from inspect import signature
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pbe_model import PaintByExample, edit
 from pbe_model.edit import (
+    PRESETS,
     Condition,
     encode_condition,
     encode_exemplar,
@@ -17,7 +19,8 @@ from pbe_model.edit import (
     initial_noise,
 )
 from pbe_model.exemplar import normalise, preprocess
-from pbe_model.region import crop
+from pbe_model.image_io import read_image, write_image
+from pbe_model.region import MODES, crop
 from pbe_model.samplers import SAMPLERS
 
 from .small import SMALL_ALL, noise, relative_error, small_model, uniform
@@ -162,7 +165,7 @@ def test_noise_keeps_its_type_in_half_precision(condition):
 # ---- the edit ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("region", ["auto", "whole"])
+@pytest.mark.parametrize("region", MODES)
 def test_outside_the_blend_zone_the_photo_is_bit_identical(paint, region):
     result = paint(num_images=2, region=region)
     assert result.images.shape == (2, 40, 52, 3)
@@ -235,6 +238,62 @@ def test_low_strength_runs_the_last_steps_from_the_photo(model):
     assert relative_error(x[:, :4], expected) < 0.05  # t is rounded for the network only
 
 
+def test_each_image_draws_its_posterior_and_then_its_start(model, paint):
+    """From one seed; without a sample of the posterior the start is the first draw, as ever."""
+    seen = []
+    handle = model.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    settings = {"num_images": 2, "seed": 5, "steps": 1, "similarity": 1.0}
+    drawn = paint(posterior="sample", **settings)
+    paint(**settings)
+    handle.remove()
+
+    cropped, hole = crop(PHOTO[None], HOLE[None], drawn.region)
+    greyed = torch.where(hole[..., None] > 0.5, 0.5, cropped).permute(0, 3, 1, 2) * 2 - 1
+    posterior = model.vae.encode(greyed)
+    for i in range(2):
+        generator = torch.Generator().manual_seed(5 + i)
+        first, second = (torch.randn(1, 4, 16, 16, generator=generator) for _ in range(2))
+        sampled = posterior.mean + (posterior.logvar / 2).exp() * first
+        assert torch.equal(seen[0][i, None, :4], second)
+        assert relative_error(seen[0][i, None, 4:8], 0.18215 * sampled) < 1e-5
+        assert torch.equal(seen[-1][i, None, :4], first)
+        assert relative_error(seen[-1][i, None, 4:8], 0.18215 * posterior.mean) < 1e-5
+
+
+def test_image_i_with_a_posterior_of_its_own_can_be_drawn_alone(paint):
+    batch = paint(num_images=2, seed=5, posterior="sample").images
+    alone = paint(seed=6, posterior="sample").images[0]
+    torch.testing.assert_close(batch[1], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("region", MODES)
+def test_without_pasting_back_the_result_is_the_whole_crop(paint, region):
+    result, pasted = (paint(region=region, num_images=2, paste_back=b) for b in (False, True))
+    assert result.images.shape == (2, *result.region.size, 3)
+    assert torch.equal(result.images, pasted.crops)
+
+
+def test_truncation_cuts_what_is_painted_to_8_bits_and_leaves_the_photo(paint, tmp_path):
+    plain, cut = paint().crops, paint(truncate=True)
+    levels = (plain[0] * 255).floor()
+    assert torch.equal(cut.crops[0], levels / 255)
+    assert 0.3 < ((plain[0] * 255).round() != levels).float().mean() < 0.7
+    write_image(tmp_path / "crop.png", cut.crops[0])
+    assert torch.equal(read_image(tmp_path / "crop.png"), cut.crops[0])
+    outside = cut.region.photo_blend_mask == 0
+    assert torch.equal(cut.images[0, outside], PHOTO[outside])
+
+
+def test_presets_are_arguments_of_edit():
+    arguments = signature(edit).parameters
+    for name, preset in PRESETS.items():
+        assert preset.keys() <= arguments.keys(), name
+        # It settles everything but what is painted, and how often.
+        rest = arguments.keys() - preset.keys()
+        assert rest == {"model", "image", "hole_mask", "exemplar", "seed", "num_images",
+                        "exemplar_mask", "callback"}, name  # fmt: skip
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_paints(paint, sampler):
     calls = []
@@ -284,6 +343,7 @@ def test_a_result_that_is_not_finite_is_an_error():
         ({"sampler": "magic"}, "'magic'.*dpmpp_2m"),
         ({"region": "left"}, "'left'.*auto"),
         ({"fit": "stretch"}, "'stretch'.*squash"),
+        ({"posterior": "mean"}, "'mean'.*mode, sample"),
         ({"num_images": 0}, "num_images is 0"),
         ({"similarity": -1.0}, "similarity is -1"),
         ({"similarity": math.nan}, "similarity is nan"),

@@ -22,8 +22,9 @@ HOST_REQUIRES = {
     *("torch", "torchvision", "numpy", "einops", "transformers", "safetensors", "pillow", "scipy"),
     *("tqdm", "pydantic"),
 }
-# Import names of those, and the accelerator that is used where it is installed.
-PACKAGE_IMPORTS = (HOST_REQUIRES - {"pillow"}) | {"PIL", "xformers"}
+# Import names of those, the accelerator that is used where it is installed, and the client of the
+# hub for `pbe download`.
+PACKAGE_IMPORTS = (HOST_REQUIRES - {"pillow"}) | {"PIL", "xformers", "huggingface_hub"}
 FOREIGN = (
     "comfy",
     "comfy_api",
@@ -109,8 +110,8 @@ def test_dependencies_stay_within_the_hosts():
     assert names(required) == names(project["dependencies"])
     assert "torch" in required
     third_party = {top(name) for _, name in imports("pbe_model")} - set(sys.stdlib_module_names)
-    needed = {"pillow" if name == "PIL" else name for name in third_party} - {"xformers"}
-    assert needed <= names(required)
+    needed = {"pillow" if name == "PIL" else name for name in third_party}
+    assert needed - {"xformers", "huggingface_hub"} <= names(required)  # which are extras
 
 
 def test_pbe_model_works_without_its_surroundings_and_importing_does_nothing_else(tmp_path):

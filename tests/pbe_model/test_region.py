@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pbe_model.mask import bounding_box, feather_hole
-from pbe_model.region import crop, plan_region, stitch
+from pbe_model.region import MODES, crop, plan_region, stitch
 
 SIZES = [(1, 1), (1, 37), (61, 64), (64, 64), (97, 203), (300, 40)]
 HOLES = {
@@ -39,7 +39,7 @@ def smooth(size: tuple[int, int]) -> torch.Tensor:
     return torch.stack([y.sin() * x.cos(), (x + y).cos(), y * x / 12], -1)[None] * 0.4 + 0.5
 
 
-@pytest.mark.parametrize("mode", ["auto", "whole"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("size", "where"), list(itertools.product(SIZES, HOLES)))
 def test_any_size_and_hole(size, where, mode):
     photo, hole = noise(size), hole_of(size, where)
@@ -67,7 +67,7 @@ def test_any_size_and_hole(size, where, mode):
     assert (result[0][hole == 1] == 1).all()
 
 
-@pytest.mark.parametrize("mode", ["auto", "whole"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_constant_photo_survives_crop_and_stitch(size, mode):
     photo = torch.full((1, *size, 3), 0.3)
@@ -136,6 +136,17 @@ def test_overflow_repeats_the_edges():
 def test_whole_keeps_the_aspect_to_the_multiple(size, expected):
     region = plan_region(torch.ones(size), mode="whole")
     assert region.size == expected and region.box == (0, 0, size[1], size[0])
+
+
+@pytest.mark.parametrize("size", [(512, 512), (681, 1024), (1, 5000)])
+def test_squash_takes_the_whole_photo_at_the_resolution(size):
+    hole = hole_of(size, "centre")
+    region = plan_region(hole, mode="squash")
+    assert region.size == (512, 512) and region.box == (0, 0, size[1], size[0])
+    if size == (512, 512):
+        photo = noise(size)
+        image, hole_crop = crop(photo, hole[None], region)
+        assert torch.equal(image, photo) and torch.equal(hole_crop[0], hole)
 
 
 def test_a_thin_hole_survives_shrinking():
