@@ -10,55 +10,21 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, demo, download
+from . import batch, checkpoint, demo, download
 from .attention import BACKENDS
 from .commandline import DTYPES, Parser, add_command, check_parent, run, usable_device
-from .edit import POSTERIORS, PRESETS, edit
-from .exemplar import Fit
-from .image_io import image_format, read_exemplar, read_image, read_mask, write_image
+from .edit import edit
+from .image_io import image_format
 from .model import PaintByExample
-from .region import MODES
-from .samplers import SAMPLERS, Callback
-
-PAINTING: dict[str, dict[str, Any]] = {
-    "steps": {"type": int, "metavar": "N", "help": "sampling steps"},
-    "similarity": {
-        "type": float, "metavar": "S", "help": "how closely to follow the exemplar; 0 ignores it",
-    },
-    "seed": {"type": int, "metavar": "K", "help": "of the noise"},
-    "sampler": {"choices": SAMPLERS, "help": "how the noise is taken away"},
-    "num_images": {
-        "type": int, "metavar": "N",
-        "help": "variations, with the seeds K, K+1, ...; above 1 they are named OUT-1, OUT-2, ...",
-    },
-    "region": {
-        "choices": MODES,
-        "help": "what the model sees: the hole and its surroundings, the photo, or the photo "
-        "squashed to a square",
-    },
-    "strength": {
-        "type": float, "metavar": "S", "help": "below 1 the hole keeps some of its content",
-    },
-    "fit": {"choices": get_args(Fit), "help": "how the exemplar is made square"},
-    "posterior": {
-        "choices": POSTERIORS, "help": "latent of the photo around the hole: likeliest, or drawn",
-    },
-    "paste_back": {
-        "action": argparse.BooleanOptionalAction,
-        "help": "stitch the result into the photo, or write all that the model painted",
-    },
-    "truncate": {
-        "action": argparse.BooleanOptionalAction, "help": "cut to 8 bits instead of rounding",
-    },
-}  # fmt: skip
-"""Options of a command that paints: keyword argument of `edit`, and what `add_argument` takes."""
+from .painting import add_files, add_painting, painting, read_inputs, write_results
+from .samplers import Callback
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,18 +52,26 @@ def _parser() -> Parser:
 
     command = add_command(commands, "edit", _edit, "paint an exemplar into the hole of a photo")
     add = command.add_argument
-    add("--image", required=True, metavar="FILE", help="photo")
-    add("--mask", required=True, metavar="FILE", help="where to paint: white = repaint")
-    add("--exemplar", required=True, metavar="FILE", help="picture of what to paint there")
+    add_files(command)
     add(
         "--out", required=True, type=Path, metavar="FILE", help="result; the suffix says the format"
     )
-    add("--checkpoint", metavar="FILE", help="model; the bundled demo model if left out")
-    add("--exemplar-mask", metavar="FILE", help="which part of the exemplar counts: white")
-    _add_painting(command)
-    add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one, else cpu]")
-    add("--dtype", choices=DTYPES, default="fp32", help="type of the weights [%(default)s]")
-    add("--attention", choices=["auto", *BACKENDS], default="auto", help="[%(default)s]")
+    add_painting(command)
+    _add_model(command)
+
+    command = add_command(
+        commands, "batch", _batch, "paint many edits, resumable, over several processes"
+    )
+    command.add_argument(
+        "edits", type=Path, metavar="EDITS.jsonl",
+        help="a line an edit: an object with the options of pbe edit, its files relative to this "
+        "one; out is a name in DIR [the line's number]",
+    )  # fmt: skip
+    command.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder for the results, PNG files"
+    )
+    add_painting(command)
+    _add_model(command)
 
     command = add_command(commands, "inspect", _inspect, "say what a checkpoint holds")
     command.add_argument("file", metavar="FILE", help=".safetensors, .ckpt or folder")
@@ -137,27 +111,21 @@ def _parser() -> Parser:
     return parser
 
 
-def _add_painting(command: argparse.ArgumentParser) -> None:
-    """Give a command `--preset` and the options of `PAINTING`, shown with the defaults of `edit`.
-
-    What is not on the command line parses to `None`: so `_painting` can tell it from an option
-    that overrides a preset with the usual value.
-    """
-    command.add_argument(
-        "--preset", choices=PRESETS,
-        help="defaults for the options below; official: as the paper's own script paints",
-    )  # fmt: skip
-    usual = signature(edit).parameters
-    for name, how in PAINTING.items():
-        action = command.add_argument(f"--{name.replace('_', '-')}", **how)
-        action.help = f"{how['help']} [{usual[name].default}]"
+def _add_model(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--checkpoint", metavar="FILE", help="model; the bundled demo model if left out")
+    add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one, else cpu]")
+    add("--dtype", choices=DTYPES, default="fp32", help="type of the weights [%(default)s]")
+    add("--attention", choices=["auto", *BACKENDS], default="auto", help="[%(default)s]")
 
 
-def _painting(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `edit`: the preset's, under those that were given."""
-    given = {name: getattr(args, name) for name in PAINTING}
-    given = {name: value for name, value in given.items() if value is not None}
-    return PRESETS.get(args.preset, {}) | given
+def _model(args: argparse.Namespace) -> PaintByExample:
+    return PaintByExample.from_checkpoint(
+        args.checkpoint,
+        device=usable_device(args.device),
+        dtype=DTYPES[args.dtype],
+        attention=args.attention,
+    )
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -176,40 +144,29 @@ def _demo(args: argparse.Namespace) -> int:
 def _edit(args: argparse.Namespace) -> int:
     image_format(args.out)
     check_parent(args.out)
-    image = read_image(args.image)
-    hole_mask = read_mask(args.mask, size=(image.shape[0], image.shape[1]))
-    exemplar, exemplar_mask = _read_exemplar(args.exemplar, args.exemplar_mask)
-    model = PaintByExample.from_checkpoint(
-        args.checkpoint,
-        device=usable_device(args.device),
-        dtype=DTYPES[args.dtype],
-        attention=args.attention,
-    )
-    result = edit(
-        model,
-        image,
-        hole_mask,
-        exemplar,
-        exemplar_mask=exemplar_mask,
-        callback=_progress("painting"),
-        **_painting(args),
-    )
-    for number, painted in enumerate(result.images, start=1):
-        suffix = f"-{number}" if len(result.images) > 1 else ""
-        path = args.out.with_name(f"{args.out.stem}{suffix}{args.out.suffix}")
-        write_image(path, painted)
+    inputs = read_inputs(args)
+    result = edit(_model(args), **inputs, callback=_progress("painting"), **painting(args))
+    for path in write_results(args.out, result.images):
         print(path)
     return 0
 
 
-def _read_exemplar(path: str, mask_path: str | None) -> tuple[Tensor, Tensor | None]:
-    """The exemplar, and its mask: from a file of its own, or from its transparency."""
-    exemplar, exemplar_mask = read_exemplar(path)
-    if mask_path is not None:
-        brightness, exemplar_mask = read_exemplar(mask_path)
-        if exemplar_mask is None:  # not a cut-out but a drawing
-            exemplar_mask = brightness.mean(-1)
-    return exemplar, exemplar_mask
+def _batch(args: argparse.Namespace) -> int:
+    processes = batch.Processes.of_environment()
+    if args.device is None and torch.cuda.is_available():
+        args.device = f"cuda:{processes.local_rank}"
+    edits, problems = batch.read_edits(args.edits, args.out, painting(args), args.checkpoint)
+    if processes.rank == 0:
+        for line, problem in problems.items():
+            batch.report(line, problem)
+    done = batch.run(edits, lambda: _model(args), processes)
+    failed = done.failed + len(problems)
+    if processes.rank == 0:
+        print(
+            f"{args.out}: {done.painted} edits painted, {done.kept} were there already, "
+            f"{failed} failed"
+        )
+    return 1 if failed else 0
 
 
 def _progress(label: str) -> Callback:

@@ -7,6 +7,7 @@ own.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,10 +39,19 @@ def run(parser: Parser, argv: Sequence[str] | None, interrupted: str = "interrup
     """
     try:
         args = parser.parse_args(argv)
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except ValueError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "memory"
+        print(f"{parser.prog}: out of memory ({reason}); take less at once", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # as by `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print(f"{parser.prog}: {interrupted}", file=sys.stderr)
         return 130

@@ -14,7 +14,7 @@ import struct
 import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,26 @@ _TYPES = {
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to; it becomes `path` if all goes well and goes away otherwise."""
+    """A name to write to; it becomes `path` if all goes well and goes away otherwise.
+
+    Raises:
+        ValueError: `path` cannot be written.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
         os.replace(part, path)
     except OSError as error:
-        raise ValueError(
-            f"cannot write {path}: {error.strerror or error}; check the permissions and the disk "
-            "space"
-        ) from error
+        if path.is_dir():
+            reason = "it is a folder; add a file name"
+        elif not path.parent.is_dir():
+            reason = f"there is no folder {path.parent}; create it first"
+        else:
+            reason = f"{error.strerror or error}; check the permissions and the disk space"
+        raise ValueError(f"cannot write {path}: {reason}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # it has been renamed, or never was
+            part.unlink()
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -7,18 +7,21 @@ Colour profiles are ignored, and of an animation the first frame is read.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+
+from .files import replacing
 
 SUFFIXES: dict[str, str] = {
     ".png": "PNG",
@@ -32,6 +35,7 @@ SUFFIXES: dict[str, str] = {
 """Suffixes that `write_image` knows, and Pillow's names of the formats."""
 
 _SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+_NOTE = "pbe"  # keyword of the text chunk
 _WHITE = 0.9
 # What Pillow's decoders were seen to raise on damaged files.
 _DECODER_ERRORS = (
@@ -130,37 +134,40 @@ def image_format(path: str | os.PathLike[str]) -> str:
     return SUFFIXES[suffix]
 
 
-def write_image(path: str | os.PathLike[str], image: Tensor) -> None:
+def write_image(path: str | os.PathLike[str], image: Tensor, *, note: str | None = None) -> None:
     """Writes a picture; the file appears whole or not at all.
 
     Args:
         path: Its suffix says the format (see `SUFFIXES`). Everything but JPEG is lossless.
         image: (H, W, 3) or (H, W), in [0, 1]; rounded to 8 bits.
+        note: Text to store with a PNG; `read_note` gives it back.
 
     Raises:
         ValueError: Unknown suffix, a picture with NaNs, or a place that cannot be written to.
     """
     format = image_format(path)
-    target = Path(path)
     if not image.isfinite().all():
         raise ValueError(f"cannot write {path}: the picture holds NaN or infinite values")
     pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    options: dict[str, Any] = dict(_SAVE_OPTIONS.get(format, {}))
+    if note is not None:
+        assert format == "PNG", format
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt(_NOTE, note)
+    with replacing(Path(path)) as part, part.open("wb") as file:
+        try:
+            Image.fromarray(pixels).save(file, format, **options)
+        except ValueError as error:
+            raise ValueError(f"cannot write {path}: {_reason(error)}; use PNG") from error
+
+
+def read_note(path: str | os.PathLike[str]) -> str | None:
+    """The text that `write_image` stored with a PNG, or None where there is none."""
     try:
-        with temporary.open("wb") as file:
-            Image.fromarray(pixels).save(file, format, **_SAVE_OPTIONS.get(format, {}))
-        os.replace(temporary, target)
-    except (OSError, ValueError) as error:
-        if target.is_dir():
-            reason = "it is a folder; add a file name"
-        elif not target.parent.is_dir():
-            reason = f"there is no folder {target.parent}; create it first"
-        else:
-            reason = f"{_reason(error)}; check the permissions, the disk space and the format"
-        raise ValueError(f"cannot write {path}: {reason}") from error
-    finally:
-        with contextlib.suppress(OSError):  # it has been renamed, or never was
-            temporary.unlink()
+        with Image.open(path) as picture:
+            return picture.info.get(_NOTE)
+    except _DECODER_ERRORS:
+        return None
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor | None]:

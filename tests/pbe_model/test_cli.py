@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 
 from pbe_model import PaintByExample, edit
 from pbe_model.checkpoint import save_model, save_official, state_dict
-from pbe_model.cli import PAINTING, main
+from pbe_model.cli import main
 from pbe_model.edit import PRESETS
 from pbe_model.image_io import read_image, read_mask
+from pbe_model.painting import PAINTING
 
 from .small import small_model
 
@@ -468,3 +469,15 @@ def test_as_a_module():
     assert done.stderr == ""
     for command in ("demo", "edit", "inspect"):
         assert command in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(checkpoint):
+    program = subprocess.Popen(
+        [sys.executable, "-m", "pbe_model", "inspect", "--json", str(checkpoint)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert program.stdout is not None and program.stderr is not None
+    program.stdout.close()
+    assert program.stderr.read() == b""
+    assert program.wait() == 141
