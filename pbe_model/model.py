@@ -48,7 +48,8 @@ class PaintByExample(nn.Module):
         """Load a model, ready for `edit`.
 
         Args:
-            path: An official `.ckpt` or a safetensors file; `None` takes the bundled model.
+            path: A safetensors file, an official `.ckpt` or a folder of diffusers; `None` takes the
+                bundled model.
             config: Architecture; `None` reads it off the file.
             device: Where the model goes.
             dtype: Type of the weights.

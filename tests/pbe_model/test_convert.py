@@ -117,6 +117,19 @@ def test_other_ways_to_store_a_part(folder, model, kind):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_a_snapshot_in_the_cache_of_the_hub(folder, model, tmp_path_factory):
+    """Its files are links to `blobs/`, beside the snapshots."""
+    home = tmp_path_factory.mktemp("models--authors--model")
+    (home / "blobs").mkdir()
+    for number, file in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
+        place = home / "snapshots" / "0123abc" / file.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(home / "blobs" / str(number))
+        place.symlink_to(Path("../" * (len(file.relative_to(folder).parts) + 1), f"blobs/{number}"))
+    found = state_dict(PaintByExample.from_checkpoint(home / "snapshots" / "0123abc"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in state_dict(model).items())
+
+
 def test_inspect_counts_the_whole_folder(folder, model):
     report = inspect(folder)
     assert report.format == "diffusers folder" and report.config == model.config

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pbe_model import PaintByExample, checkpoint
 from pbe_model.unet import UNet
 from training.data import collate
 from training.diffusion import Diffusion, initialise
@@ -111,3 +112,25 @@ def test_validation_and_pictures_repeat(photos: Path, tmp_path: Path, first_stag
     images, columns = made.pictures()
     assert images.shape == (8 * 5, 3, 16, 16) and columns == 10
     assert torch.equal(images, made.pictures()[0])
+
+
+def test_a_run_starts_from_stable_diffusion(
+    photos: Path, tmp_path: Path, first_stage: Path
+) -> None:
+    """Its denoiser and first stage; what it does not have starts as in every run."""
+    torch.manual_seed(1)
+    source = PaintByExample(SMALL)
+    tensors = checkpoint.state_dict(source, checkpoint.START)
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    tensors[first] = tensors[first][:, :4]
+    tensors["cond_stage_model.transformer.text_model.final_layer_norm.bias"] = torch.zeros(3)
+    path = tmp_path / "sd.ckpt"
+    torch.save({"state_dict": tensors}, path)
+    checkpoint.convert(path, tmp_path / "start.safetensors", layout="safetensors")
+    for init in (path, tmp_path / "start.safetensors"):
+        unet = stage(photos, tmp_path, init).model.unet.state_dict()
+        for name, tensor in source.unet.state_dict().items():
+            expected = tensor
+            if name == "input_blocks.0.0.weight":
+                expected = torch.cat([tensor[:, :4], torch.zeros_like(tensor[:, 4:])], dim=1)
+            assert torch.equal(unet[name], expected), name
