@@ -8,9 +8,11 @@ from comfy_api.latest import ComfyExtension, io
 
 from .example import PBEExampleInputs
 from .exemplar import PBEExemplarEncoder
-from .loader import PBELoader, register_model_folder
+from .folders import register_folders
+from .loader import PBELoader
 from .mask import PBEMaskAugmenter
 from .sampler import PBEInpaintSampler
+from .saved import PBELoadExemplar, PBESaveExemplar
 from .stitch import PBEStitch
 
 __all__ = ["PaintByExampleExtension"]
@@ -20,8 +22,8 @@ class PaintByExampleExtension(ComfyExtension):
     """Everything that this pack adds to ComfyUI."""
 
     async def on_load(self) -> None:
-        """Tell the host where Paint by Example checkpoints live; makes no folder."""
-        register_model_folder()
+        """Tell the host where checkpoints and encoded exemplars live; makes no folder."""
+        register_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The node classes, in the order of a typical graph."""
@@ -30,6 +32,8 @@ class PaintByExampleExtension(ComfyExtension):
             PBEExampleInputs,
             PBEMaskAugmenter,
             PBEExemplarEncoder,
+            PBESaveExemplar,
+            PBELoadExemplar,
             PBEInpaintSampler,
             PBEStitch,
         ]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .adapter import Conditioning
+
 
 def rgb(image: Tensor) -> Tensor:
     """An IMAGE with three channels: grey is repeated, opacity dropped.
@@ -51,3 +53,8 @@ def row(batch: Tensor, index: int) -> Tensor:
     """Row `index` of a batch as a batch of one; a batch of one serves every index."""
     index = index if len(batch) > 1 else 0
     return batch[index : index + 1]
+
+
+def rows(conditioning: Conditioning, indices: list[int]) -> Conditioning:
+    """A CONDITIONING with these rows of its batch; shorter batches start again, as in the host."""
+    return [(tokens[[i % len(tokens) for i in indices]], extra) for tokens, extra in conditioning]

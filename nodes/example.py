@@ -7,8 +7,7 @@ import functools
 from comfy_api.latest import io
 
 from ..pbe_model.demo import Scene, load_scenes
-
-CATEGORY = "paint by example"
+from .category import CATEGORY
 
 
 class PBEExampleInputs(io.ComfyNode):

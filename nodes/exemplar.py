@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..pbe_model.exemplar import normalise, preprocess
+from ..pbe_model.exemplar import normalise, parse_weights, preprocess, weighted_mean
 from .adapter import HostEncoder
+from .category import CATEGORY
 from .convert import batch_size, mask_like, rgb, row
 
-CATEGORY = "paint by example"
 FITS = ["squash", "crop", "pad"]
 MERGES = ["one each", "average"]
 
@@ -62,6 +62,15 @@ class PBEExemplarEncoder(io.ComfyNode):
                         "LoadImage's mask is white where a picture is transparent, so invert that."
                     ),
                 ),
+                io.String.Input(
+                    "weights",
+                    optional=True,
+                    default="",
+                    tooltip=(
+                        "How much each exemplar counts in an average, such as 1, 0.5. Empty: all "
+                        "the same. Only average looks at it."
+                    ),
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -85,6 +94,7 @@ class PBEExemplarEncoder(io.ComfyNode):
         fit: str,
         merge: str,
         exemplar_mask: torch.Tensor | None = None,
+        weights: str = "",
     ) -> io.NodeOutput:
         pictures = rgb(exemplar)
         masks = None if exemplar_mask is None else mask_like(exemplar_mask, pictures)
@@ -100,5 +110,6 @@ class PBEExemplarEncoder(io.ComfyNode):
         ]
         positive, negative = encoder.encode(normalise(torch.stack(pixels)))
         if merge == "average":
-            positive, negative = positive.mean(dim=0, keepdim=True), negative[:1]
+            positive = weighted_mean(positive, parse_weights(weights))
+            negative = negative[:1]
         return io.NodeOutput([[positive, {}]], [[negative, {}]])

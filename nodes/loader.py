@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import folder_paths
 import torch
 from comfy_api.latest import io
 
 from ..pbe_model import PaintByExample
+from ..pbe_model.download import UNFINISHED
 from .adapter import HostEncoder, latent_format, load_model, load_vae
+from .category import CATEGORY
 from .exemplar import PBEEncoder
+from .folders import MODEL_EXTENSIONS, MODEL_FOLDER
 
-CATEGORY = "paint by example"
 BUNDLED = "bundled demo"
-MODEL_FOLDER = "paint_by_example"
-MODEL_EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 FOLDERS = (MODEL_FOLDER, "checkpoints")
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
     "default": None,
@@ -46,8 +47,8 @@ class PBELoader(io.ComfyNode):
                     default=BUNDLED,
                     tooltip=(
                         "The small model that comes with this pack, or a file in "
-                        "models/paint_by_example or models/checkpoints: official .ckpt or "
-                        "safetensors."
+                        "models/paint_by_example or models/checkpoints: official .ckpt, "
+                        "safetensors, or a folder of diffusers."
                     ),
                 ),
                 io.Combo.Input(
@@ -92,45 +93,68 @@ class PBELoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str, weight_dtype: str, attention: str) -> io.NodeOutput:
-        parts = PaintByExample.from_checkpoint(_path(checkpoint))
-        config = parts.config
-        vae = load_vae(config.vae, parts.vae.state_dict())
-        model = load_model(
-            config,
-            parts.unet.state_dict(),
-            latent_format(config.vae, vae),
-            weight_dtype=WEIGHT_DTYPES[weight_dtype],
-            attention=attention,
-        )
+        path = _path(checkpoint)
+        parts = PaintByExample.from_checkpoint(path, dtype=None)
+        model, vae = _host_models(parts, weight_dtype, attention)
+        model.cached_patcher_init = (_reload, (path, weight_dtype, attention))
         return io.NodeOutput(model, HostEncoder.wrap(parts.encoder), vae)
 
 
-def register_model_folder() -> None:
-    """Add `models/paint_by_example` to the folders that the host searches."""
-    folder_paths.add_model_folder_path(
-        MODEL_FOLDER, os.path.join(folder_paths.models_dir, MODEL_FOLDER)
+def _host_models(parts: PaintByExample, weight_dtype: str, attention: str, dynamic: bool = True):
+    """Denoiser and first stage in the host's clothes."""
+    config = parts.config
+    vae = load_vae(config.vae, parts.vae.state_dict())
+    model = load_model(
+        config,
+        parts.unet.state_dict(),
+        latent_format(config.vae, vae),
+        weight_dtype=WEIGHT_DTYPES[weight_dtype],
+        attention=attention,
+        dynamic=dynamic,
     )
-    paths, _ = folder_paths.folder_names_and_paths[MODEL_FOLDER]
-    folder_paths.folder_names_and_paths[MODEL_FOLDER] = (paths, set(MODEL_EXTENSIONS))
+    return model, vae
+
+
+def _reload(path: str | None, weight_dtype: str, attention: str, disable_dynamic: bool = False):
+    """The MODEL once more, as the host asks for it when it compiles it or has several cards."""
+    parts = PaintByExample.from_checkpoint(path, dtype=None)
+    return _host_models(parts, weight_dtype, attention, dynamic=not disable_dynamic)[0]
 
 
 def _choices() -> list[str]:
-    """The bundled model, then the user's files as `folder/name`."""
+    """The bundled model, then the user's files and diffusers folders as `folder/name`."""
+    folders = list(_diffusers_folders())
+    # What lies in a folder of diffusers, or of a download in progress, is a part of a model.
+    parts = (*(f"{folder}/" for folder in folders), f"{UNFINISHED}/")
     files = [
         f"{folder}/{name}"
         for folder in FOLDERS
         for name in folder_paths.get_filename_list(folder)
         if os.path.splitext(name)[1].lower() in MODEL_EXTENSIONS
     ]
-    return [BUNDLED, *files]
+    files = [file for file in files if not any(part in file for part in parts)]
+    return [BUNDLED, *files, *folders]
+
+
+def _diffusers_folders() -> dict[str, str]:
+    """Folders that diffusers' Paint by Example would load, by their choices."""
+    found = {}
+    for kind in (MODEL_FOLDER, "diffusers"):
+        for root in folder_paths.get_folder_paths(kind):
+            for index in sorted(Path(root).glob("*/model_index.json")):
+                if "PaintByExamplePipeline" in index.read_text(errors="replace")[:10_000]:
+                    found[f"{kind}/{index.parent.name}"] = str(index.parent)
+    return found
 
 
 def _path(choice: str) -> str | None:
-    """The file behind a choice, None for the bundled model.
+    """The file or folder behind a choice, None for the bundled model.
 
     The host has checked the choice against the list; this resolves it inside its folder again.
     """
     if choice == BUNDLED:
         return None
+    if choice in (folders := _diffusers_folders()):
+        return folders[choice]
     folder, name = choice.split("/", 1)
     return folder_paths.get_full_path_or_raise(folder, name)

@@ -3,8 +3,7 @@
 from comfy_api.latest import io
 
 from ..pbe_model.mask import SHAPES, augment
-
-CATEGORY = "paint by example"
+from .category import CATEGORY
 
 
 class PBEMaskAugmenter(io.ComfyNode):
@@ -20,7 +19,13 @@ class PBEMaskAugmenter(io.ComfyNode):
                 "Reshapes a mask the way Paint by Example was trained: a tight outline tells the "
                 "model the object's silhouette, a box or a loose Bezier shape leaves it free."
             ),
-            search_aliases=["grow mask", "bezier mask", "bounding box mask", "feather mask"],
+            search_aliases=[
+                "grow mask",
+                "bezier mask",
+                "bounding box mask",
+                "feather mask",
+                "remove specks",
+            ],
             inputs=[
                 io.Mask.Input("mask", tooltip="Where to repaint: white (1) is the hole."),
                 io.Combo.Input(
@@ -69,6 +74,17 @@ class PBEMaskAugmenter(io.ComfyNode):
                     max=64,
                     tooltip="Masks to make of each input mask; only bezier makes them differ.",
                 ),
+                io.Int.Input(
+                    "drop_specks",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=1024 * 1024,
+                    tooltip=(
+                        "Parts of the mask with fewer pixels than this are removed, such as a "
+                        "segmenter's stray dots; the largest part always stays. 0 keeps all."
+                    ),
+                ),
             ],
             outputs=[
                 io.Mask.Output(
@@ -89,6 +105,7 @@ class PBEMaskAugmenter(io.ComfyNode):
         fill_holes: bool,
         seed: int,
         variations: int,
+        drop_specks: int = 0,
     ) -> io.NodeOutput:
         return io.NodeOutput(
             augment(
@@ -97,6 +114,7 @@ class PBEMaskAugmenter(io.ComfyNode):
                 expand=expand,
                 feather=feather,
                 fill_holes=fill_holes,
+                drop_specks=drop_specks,
                 seed=seed,
                 variations=variations,
             )

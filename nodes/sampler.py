@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import comfy.samplers
 import torch
 from comfy_api.latest import io
 
 from ..pbe_model.edit import initial_noise
-from ..pbe_model.region import MODES, crop, plan_region
+from ..pbe_model.region import (
+    CONTEXT,
+    MODES,
+    crop,
+    match_colour,
+    photo_blend_mask,
+    plan_regions,
+)
 from .adapter import Conditioning, check_parts, encode_masked, pbe_config, sample
-from .convert import batch_size, mask_like, rgb, row
+from .category import CATEGORY
+from .convert import batch_size, mask_like, rgb, row, rows
 from .stitch import PBEStitchInfo, StitchInfo
-
-CATEGORY = "paint by example"
 
 
 class PBEInpaintSampler(io.ComfyNode):
@@ -49,7 +57,9 @@ class PBEInpaintSampler(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=True,
-                    tooltip="Of the noise. Result number i of a batch has seed + i.",
+                    tooltip=(
+                        "Of the noise. Result number i of a batch has seed + i, for all its holes."
+                    ),
                 ),
                 io.Int.Input(
                     "steps",
@@ -100,12 +110,13 @@ class PBEInpaintSampler(io.ComfyNode):
                     tooltip=(
                         "auto: the model sees a square crop around the mask, which keeps small "
                         "objects sharp. whole: it sees the whole photo, scaled down. squash: the "
-                        "same, stretched to a square, as the paper's own code does."
+                        "same, stretched to a square, as the paper's own code does. each: one crop "
+                        "for each separate hole, all painted at once."
                     ),
                 ),
                 io.Float.Input(
                     "context",
-                    default=1.8,
+                    default=CONTEXT,
                     min=1.0,
                     max=8.0,
                     step=0.1,
@@ -135,6 +146,31 @@ class PBEInpaintSampler(io.ComfyNode):
                         "0 cuts at its edge, -1 chooses by the size of the crop."
                     ),
                 ),
+                io.Mask.Input(
+                    "context_mask",
+                    optional=True,
+                    tooltip=(
+                        "The crop also holds what is white here, for the model to see it: a "
+                        "person's legs, say, when the shoes are painted."
+                    ),
+                ),
+                io.Mask.Input(
+                    "blend_mask",
+                    optional=True,
+                    tooltip=(
+                        "Share of the result in each pixel, in place of blend. What the model "
+                        "repaints stays the mask's business; where this is 0 the photo stays as is."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "colour_match",
+                    optional=True,
+                    default=False,
+                    tooltip=(
+                        "Takes a colour cast off the painted crop, so that what it keeps around "
+                        "the hole matches the photo. Turn it on where the rim shows a step in tone."
+                    ),
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -148,7 +184,10 @@ class PBEInpaintSampler(io.ComfyNode):
                 io.Image.Output(
                     "cropped",
                     display_name="cropped",
-                    tooltip="The painted crop at the model's resolution, before it is stitched in.",
+                    tooltip=(
+                        "The painted crop at the model's resolution, before it is stitched in; "
+                        "one for each hole with region each."
+                    ),
                 ),
                 io.Mask.Output(
                     "blend_mask",
@@ -182,30 +221,51 @@ class PBEInpaintSampler(io.ComfyNode):
         context: float,
         resolution: int,
         blend: int,
+        context_mask: torch.Tensor | None = None,
+        blend_mask: torch.Tensor | None = None,
+        colour_match: bool = False,
     ) -> io.NodeOutput:
         config = pbe_config(model)
         check_parts(config, vae, positive, negative)
         photos = rgb(image)
         hole_masks = mask_like(mask, photos)
-        count = batch_size(photos=len(photos), masks=len(hole_masks), exemplars=len(positive[0][0]))
+        others = {"context_mask": context_mask, "blend_mask": blend_mask}
+        others = {name: mask_like(m, photos) for name, m in others.items() if m is not None}
+        count = batch_size(
+            photos=len(photos),
+            masks=len(hole_masks),
+            exemplars=len(positive[0][0]),
+            **{f"{name}s": len(batch) for name, batch in others.items()},
+        )
         photos, hole_masks = (
             [row(batch, i) for i in range(count)] for batch in (photos, hole_masks)
         )
         regions = [
-            plan_region(
+            plan_regions(
                 hole_mask[0],
                 mode=region,
                 resolution=resolution or config.resolution,
                 size_multiple=config.size_multiple,
                 context=context,
                 blend=None if blend < 0 else blend,
+                **{name: row(batch, i)[0] for name, batch in others.items()},
             )
-            for hole_mask in hole_masks
+            for i, hole_mask in enumerate(hole_masks)
         ]
-        pairs = [crop(*parts) for parts in zip(photos, hole_masks, regions, strict=True)]
+        owners = [i for i, plans in enumerate(regions) for _ in plans]  # the photo of each crop
+        pairs = [
+            crop(photos[i], hole_masks[i], plan)
+            for i, plan in zip(owners, chain.from_iterable(regions), strict=True)
+        ]
         crops, hole_crops = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        if len(owners) > count:
+            positive, negative = rows(positive, owners), rows(negative, owners)
 
         masked_latent = encode_masked(vae, crops, hole_crops)
+        shape = tuple(masked_latent.shape[1:])
+        noises = [
+            initial_noise(seed + i, shape, num_crops=len(plans)) for i, plans in enumerate(regions)
+        ]
         latent = sample(
             model,
             positive,
@@ -213,7 +273,7 @@ class PBEInpaintSampler(io.ComfyNode):
             masked_latent=masked_latent,
             hole_mask=hole_crops,
             init_latent=vae.encode(crops) if denoise < 1 else None,
-            noise=initial_noise(seed, tuple(masked_latent.shape[1:]), count),
+            noise=torch.cat(noises),
             seed=seed,
             steps=steps,
             similarity=similarity,
@@ -227,8 +287,10 @@ class PBEInpaintSampler(io.ComfyNode):
                 "the result holds NaNs: half precision overflowed or the checkpoint is damaged; "
                 "set the loader's weight_dtype to bf16 or fp32, or start ComfyUI with --fp32-vae"
             )
+        if colour_match:
+            painted = match_colour(painted, crops.to(painted), hole_crops.to(painted))
         info = StitchInfo(photos, regions)
-        blend_masks = torch.stack([plan.photo_blend_mask for plan in regions])
+        shares = torch.stack([photo_blend_mask(plans) for plans in regions])
         return io.NodeOutput(
-            info.apply(painted.float()), {"samples": latent}, painted, blend_masks, info
+            info.apply(painted.float()), {"samples": latent}, painted, shares, info
         )

@@ -7,35 +7,41 @@ from dataclasses import dataclass
 import torch
 from comfy_api.latest import io
 
-from ..pbe_model.region import Region, stitch
-from .convert import batch_size, rgb, row
-
-CATEGORY = "paint by example"
+from ..pbe_model.region import Region, stitch_all
+from .category import CATEGORY
+from .convert import rgb
 
 PBEStitchInfo = io.Custom("PBE_STITCH")
 
 
 @dataclass(frozen=True, eq=False)
 class StitchInfo:
-    """The PBE_STITCH socket: for each result the photo, (1, H, W, 3), and where its crop lies."""
+    """The PBE_STITCH socket: for each result the photo, (1, H, W, 3), and where its crops lie."""
 
     photos: list[torch.Tensor]
-    regions: list[Region]
+    regions: list[list[Region]]
 
     def apply(self, crops: torch.Tensor) -> torch.Tensor:
-        """Stitch crops, (B, h, w, 3) at any size, into the photos, (B, H, W, 3).
+        """Stitch crops, (N, h, w, 3) at any size, into the photos, (B, H, W, 3).
+
+        With one photo the crops may be those of several results, as of several tries.
 
         Raises:
-            ValueError: Their number fits neither one nor that of the photos.
+            ValueError: Their number fits neither one nor the sampler's.
         """
-        count = batch_size(crops=len(crops), photos=len(self.photos))
-        last = len(self.photos) - 1
-        return torch.cat(
-            [
-                stitch(self.photos[min(i, last)], row(crops, i), self.regions[min(i, last)])
-                for i in range(count)
-            ]
-        )
+        if len(self.photos) == 1 and len(crops) % len(self.regions[0]) == 0:
+            return stitch_all(self.photos[0], crops, self.regions[0])
+        total = sum(map(len, self.regions))
+        if len(crops) not in (1, total):
+            raise ValueError(
+                f"{len(crops)} crops and {len(self.photos)} photos with {total} regions do not "
+                "match; give as many crops as the sampler did, in their order"
+            )
+        if len(crops) == 1:
+            crops = crops.expand(total, -1, -1, -1)
+        shares = crops.split([len(plans) for plans in self.regions])
+        stitched = map(stitch_all, self.photos, shares, self.regions)
+        return torch.cat(list(stitched))
 
 
 class PBEStitch(io.ComfyNode):
@@ -56,7 +62,10 @@ class PBEStitch(io.ComfyNode):
                 PBEStitchInfo.Input("stitch", tooltip="From PBE Inpaint Sampler."),
                 io.Image.Input(
                     "image",
-                    tooltip="The crop, at any size: it is scaled to where it belongs.",
+                    tooltip=(
+                        "The crop, at any size: it is scaled to where it belongs. Of several, as "
+                        "many as the sampler gave, in their order."
+                    ),
                 ),
             ],
             outputs=[

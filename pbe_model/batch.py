@@ -195,6 +195,11 @@ def _parse(
     if Path(name).name != name or not name.endswith(".png"):
         raise ValueError(f"out is {name!r}; give a plain name that ends in .png")
     merged = options | painting(args)
+    if merged.get("region") == "each" and merged.get("paste_back") is False:
+        raise ValueError(
+            "region each without paste-back makes a picture for each hole, and how many there are "
+            "is not known before; leave paste-back on, or use pbe edit"
+        )
     note = {name: values[name] for name in FILES if name in values}
     note |= {"checkpoint": checkpoint, **merged}
     return Edit(number, out / name, args, merged, json.dumps(note, sort_keys=True))

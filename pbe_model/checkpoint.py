@@ -299,12 +299,12 @@ def load_model(
     *,
     config: PBEConfig | None = None,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     attention: str = "auto",
 ) -> PaintByExample:
     """Load a model; see `PaintByExample.from_checkpoint`."""
     device = torch.device(device)
-    backend = select_attention(attention, device, dtype)
+    backend = select_attention(attention, device, dtype or torch.float32)
     file = read(BUNDLED if path is None else path)
     if is_stable_diffusion(file.tensors):
         raise ValueError(

@@ -28,6 +28,8 @@ REPOSITORY = "Fantasy-Studio/Paint-by-Example"
 """Where the authors' weights are published."""
 
 CONVERTED = "paint_by_example.safetensors"
+UNFINISHED = ".download"
+"""Suffix of the folder that holds the files until all of them are there."""
 
 _HUB = "https://huggingface.co"
 _OFFICIAL = "model.ckpt"
@@ -182,7 +184,7 @@ def download(release: Release, out: Path, *, dtype: torch.dtype | None = torch.f
     """Fetch what is not there yet, check it, and make one safetensors file of it.
 
     Until all of it is there it lies in a folder of its own in `out`, whose name ends in
-    `.download`; called again after an interruption, the transfer goes on where it stopped.
+    `UNFINISHED`; called again after an interruption, the transfer goes on where it stopped.
 
     Args:
         release: From `look_up`.
@@ -197,7 +199,7 @@ def download(release: Release, out: Path, *, dtype: torch.dtype | None = torch.f
             the hub promised.
     """
     name = PurePosixPath(release.repo).name
-    scratch = out / f"{name}.{_plain(release.what)}.download"
+    scratch = out / f"{name}.{_plain(release.what)}{UNFINISHED}"
     is_folder = release.what == "diffusers"
     single = release.files[0].path
     published = name if is_folder else PurePosixPath(single).name

@@ -20,7 +20,15 @@ from torch import Tensor
 from . import mask as masks
 from .exemplar import Fit, normalise, preprocess
 from .model import PaintByExample
-from .region import Region, crop, plan_region, stitch
+from .region import (
+    CONTEXT,
+    Region,
+    crop,
+    match_colour,
+    photo_blend_mask,
+    plan_regions,
+    stitch_all,
+)
 from .samplers import Callback, Denoise, guidance, sample
 
 POSTERIORS = ("mode", "sample")
@@ -54,13 +62,25 @@ class EditResult:
     Attributes:
         images: `(N, H, W, 3)` in [0, 1]; outside the blend zone bit-identical to the photo.
             Without `paste_back` the crops.
-        crops: `(N, h, w, 3)` in [0, 1], what the model painted, before stitching.
-        region: Where the crop lies and how it was blended; `region.stitch` takes it again.
+        crops: `(N * K, h, w, 3)` in [0, 1], what the model painted, before stitching: the K crops
+            of one image side by side.
+        regions: Where the K crops lie and how they were blended; `region.stitch_all` takes crops,
+            retouched or upscaled, and regions again. K is 1 but for the region mode `"each"`.
     """
 
     images: Tensor
     crops: Tensor
-    region: Region
+    regions: list[Region]
+
+    @property
+    def region(self) -> Region:
+        """The region, or the first of several."""
+        return self.regions[0]
+
+    @property
+    def blend_mask(self) -> Tensor:
+        """Share of what was painted in each pixel of the photo, `(H, W)`; 0 is untouched."""
+        return photo_blend_mask(self.regions)
 
 
 @dataclass(frozen=True)
@@ -69,8 +89,8 @@ class Condition:
 
     Attributes:
         latent: Scaled latent of the crop as it is, `(B, 4, h, w)`.
-        masked_latent: Scaled latent of the crop with its hole grey, `(B, 4, h, w)`; `(N, 4, h, w)`
-            where each of N variations has its own sample of it.
+        masked_latent: Scaled latent of the crop with its hole grey, `(B, 4, h, w)`, or
+            `(N * B, 4, h, w)` where each of N variations has its own sample of it.
         keep_mask: `(B, 1, h, w)`, 1 = keep.
     """
 
@@ -79,27 +99,34 @@ class Condition:
     keep_mask: Tensor
 
 
-def initial_noise(seed: int, shape: tuple[int, int, int], num_images: int = 1) -> Tensor:
+def initial_noise(
+    seed: int, shape: tuple[int, int, int], num_images: int = 1, num_crops: int = 1
+) -> Tensor:
     """Noise of a batch: image `i` is drawn from seed `seed + i`, so that it can be drawn alone.
 
     Args:
         seed: Non-negative.
         shape: Of one latent, `(4, h, w)`.
-        num_images: Batch size.
+        num_images: Images in the batch.
+        num_crops: Crops of each image. They are drawn from its seed one after another, so the
+            first does not depend on how many follow.
 
     Returns:
-        float32 `(num_images, 4, h, w)` on the CPU, the same on every machine.
+        float32 `(num_images * num_crops, 4, h, w)` on the CPU, the same on every machine; the
+        crops of one image side by side.
     """
-    return _draw(_generators(seed, num_images), shape)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(num_images)]
+    # One crop at a time: numbers that are drawn together are others.
+    return torch.stack(
+        [torch.randn(shape, generator=g) for g in generators for _ in range(num_crops)]
+    )
 
 
-def _generators(seed: int, num_images: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed + i) for i in range(num_images)]
-
-
-def _draw(generators: list[torch.Generator], shape: tuple[int, int, int]) -> Tensor:
-    """The next noise of each generator, `(N, *shape)`."""
-    return torch.cat([torch.randn(1, *shape, generator=generator) for generator in generators])
+def _tiled(rows: Tensor, count: int) -> Tensor:
+    """Rows repeated as a whole until there are `count` of them; a single one is not copied."""
+    if len(rows) == 1:
+        return rows.expand(count, *rows.shape[1:])
+    return rows.repeat(count // len(rows), *[1] * (rows.ndim - 1))
 
 
 def encode_exemplar(
@@ -127,18 +154,19 @@ def encode_condition(
         model: Supplies the first stage.
         image: `(B, h, w, 3)` in [0, 1].
         hole_mask: `(B, h, w)`, 1 = repaint.
-        posterior_noise: Standard normal `(N, 4, h', w')`, N being B or, with one image, any
-            number: samples the posterior of the masked latent. `None` takes its mode.
+        posterior_noise: Standard normal `(N * B, 4, h', w')`: N samples of the posterior of the
+            masked latents. `None` takes its mode.
     """
     pixels = (image.movedim(-1, 1) * 2 - 1).to(model.device, model.dtype)
     hole = (hole_mask[:, None] > 0.5).to(pixels)
     factor = model.config.vae.downscale
     size = (pixels.shape[-2] // factor, pixels.shape[-1] // factor)
     if posterior_noise is not None:
-        posterior_noise = posterior_noise.to(pixels)
+        posterior_noise = posterior_noise.to(pixels).unflatten(0, (-1, len(pixels)))
+    masked_latent = model.encode(masks.masked_image(pixels, 1 - hole), posterior_noise)
     return Condition(
         latent=model.encode(pixels),
-        masked_latent=model.encode(masks.masked_image(pixels, 1 - hole), posterior_noise),
+        masked_latent=masked_latent.flatten(0, -4),
         keep_mask=masks.latent_keep_mask(hole, size),
     )
 
@@ -150,7 +178,7 @@ def guided(
 
     Args:
         model: To evaluate.
-        condition: Of the crop.
+        condition: Of one crop or several; a batch to denoise may repeat them as a whole.
         context: Exemplar tokens, `(1, M, D)`.
         similarity: Guidance scale: 0 ignores the exemplar, 1 is the model as it is, more follows
             the exemplar more closely.
@@ -166,8 +194,8 @@ def guided(
         eps = model.predict_noise(
             x.to(model.dtype),
             t.round(),  # it was trained on whole timesteps
-            condition.masked_latent.expand(batch, -1, -1, -1),
-            condition.keep_mask.expand(batch, -1, -1, -1),
+            _tiled(condition.masked_latent, batch),
+            _tiled(condition.keep_mask, batch),
             branches,
         ).to(x.dtype)
         if len(eps) == batch:
@@ -194,6 +222,12 @@ def edit(
     strength: float = 1.0,
     fit: Fit = "squash",
     exemplar_mask: Tensor | None = None,
+    context: float = CONTEXT,
+    blend: float | None = None,
+    resolution: int | None = None,
+    context_mask: Tensor | None = None,
+    blend_mask: Tensor | None = None,
+    colour_match: bool = False,
     posterior: str = "mode",
     paste_back: bool = True,
     truncate: bool = False,
@@ -212,17 +246,28 @@ def edit(
         exemplar: `(h, w, 3)` in [0, 1], any size from 8 pixels.
         steps: Sampling steps.
         similarity: Guidance scale; 0 ignores the exemplar.
-        seed: Of the first image; image `i` has `seed + i`.
+        seed: Of the first image; image `i` has `seed + i`, also for all its crops: they draw
+            their noise one after another.
         sampler: One of `samplers.SAMPLERS`.
         num_images: Variations to paint.
         region: `"auto"` crops around the hole, `"whole"` takes the whole photo, `"squash"` takes
-            it as the model's square, whatever its aspect.
+            it as the model's square, whatever its aspect, `"each"` crops around each of several
+            separate holes and paints the exemplar into every one; see `region.plan_regions`.
         strength: Share of the steps that are run; below 1 the hole keeps some of its content.
         fit: How the exemplar is brought to a square: `"squash"`, `"crop"` or `"pad"`.
         exemplar_mask: `(h, w)`, 1 = belongs to the object.
+        context: Side of a crop over the longer side of its hole, from 1.
+        blend: Pixels of the photo over which the result fades out around the hole; 0 cuts at its
+            edge, `None` chooses by the size of the crop.
+        resolution: Side in pixels at which the model works; `None` is what it was trained at.
+        context_mask: `(H, W)`; the crop also holds what lies above 0.5 in it.
+        blend_mask: `(H, W)`, the share of the result in each pixel, in place of `blend`. It does
+            not change what is repainted. Both masks are resized as `hole_mask` is.
+        colour_match: Take off the colour cast that the first stage leaves on the crop's kept
+            pixels; see `region.match_colour`.
         posterior: The latent of the photo with its hole grey: `"mode"`, the likeliest, or
             `"sample"`, drawn from the image's seed before the noise that the image starts from.
-        paste_back: Stitch the result into the photo; else it is the model's crop, hole and
+        paste_back: Stitch the result into the photo; else it is the model's crops, holes and
             surroundings, at the model's size.
         truncate: Cut what is painted down to the next of the 256 levels of 8 bits. Else it is
             left as it is, for `write_image` to round.
@@ -232,52 +277,67 @@ def edit(
         ValueError: Bad sizes or ranges, an empty mask, unknown names, or a result that is not
             finite, with what to do about it.
     """
-    _check(image, hole_mask, exemplar, num_images, similarity, seed)
+    given = {"hole_mask": hole_mask, "context_mask": context_mask, "blend_mask": blend_mask}
+    given = {name: mask for name, mask in given.items() if mask is not None}
+    _check(image, given, exemplar, num_images, similarity, seed)
     if posterior not in POSTERIORS:
         raise ValueError(f"unknown posterior {posterior!r}; choose one of {', '.join(POSTERIORS)}")
-    if hole_mask.shape != image.shape[:2]:
-        hole_mask = F.interpolate(
-            hole_mask[None, None], size=image.shape[:2], mode="bilinear", antialias=True
-        )[0, 0]
-    area = plan_region(
-        hole_mask,
+    sized = {name: _resized(mask, image) for name, mask in given.items()}
+    regions = plan_regions(
+        **sized,
         mode=region,
-        resolution=model.config.resolution,
+        resolution=model.config.resolution if resolution is None else resolution,
         size_multiple=model.config.size_multiple,
+        context=context,
+        blend=blend,
     )
-    cropped, cropped_mask = crop(image[None], hole_mask[None], area)
-    context = encode_exemplar(model, exemplar, fit=fit, exemplar_mask=exemplar_mask)
-    height, width = (side // model.config.vae.downscale for side in area.size)
+    pairs = [crop(image[None], sized["hole_mask"][None], part) for part in regions]
+    cropped, cropped_masks = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    tokens = encode_exemplar(model, exemplar, fit=fit, exemplar_mask=exemplar_mask)
+    height, width = (side // model.config.vae.downscale for side in regions[0].size)
     shape = (model.config.vae.z_channels, height, width)
-    generators = _generators(seed, num_images)
     # The official order: first what samples the posterior, then what the sampler starts from.
-    posterior_noise = _draw(generators, shape) if posterior == "sample" else None
-    condition = encode_condition(model, cropped, cropped_mask, posterior_noise)
+    draws = 2 if posterior == "sample" else 1
+    noises = initial_noise(seed, shape, num_images, len(regions) * draws).unflatten(0, (-1, draws))
+    noise = noises[:, -1].contiguous().to(model.device)
+    posterior_noise = noises[:, 0] if posterior == "sample" else None
+    condition = encode_condition(model, cropped, cropped_masks, posterior_noise)
     latent = sample(
         sampler,
-        guided(model, condition, context, float(similarity)),
-        _draw(generators, shape).to(model.device),
+        guided(model, condition, tokens, float(similarity)),
+        noise,
         model.schedule,
         steps,
-        init_latent=condition.latent.float(),
+        init_latent=_tiled(condition.latent.float(), len(noise)),
         strength=strength,
         callback=callback,
     )
-    crops = (model.decode(latent.to(model.dtype)).float() + 1) / 2  # (N, 3, h, w)
+    crops = (model.decode(latent.to(model.dtype)).float().movedim(1, -1) + 1) / 2  # (N K, h, w, 3)
     if not torch.isfinite(crops).all():
         raise ValueError(
             f"the result is not finite in {model.dtype}; load the model as float32 or bfloat16"
         )
+    if colour_match:
+        originals, holes = (_tiled(rows, len(crops)).to(crops) for rows in (cropped, cropped_masks))
+        crops = match_colour(crops, originals, holes)
     if truncate:
         crops = (crops * 255).floor() / 255
-    crops = crops.movedim(1, -1).to(image)
-    images = stitch(image[None], crops, area) if paste_back else crops
-    return EditResult(images=images, crops=crops, region=area)
+    crops = crops.to(image)
+    images = stitch_all(image[None], crops, regions) if paste_back else crops
+    return EditResult(images=images, crops=crops, regions=regions)
+
+
+def _resized(mask: Tensor, image: Tensor) -> Tensor:
+    """A mask at the size of an image, `(H, W)`; stretched where its aspect differs."""
+    size = image.shape[:2]
+    if mask.shape == size:
+        return mask
+    return F.interpolate(mask[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
 
 
 def _check(
     image: Tensor,
-    hole_mask: Tensor,
+    given_masks: dict[str, Tensor],
     exemplar: Tensor,
     num_images: int,
     similarity: float,
@@ -286,9 +346,10 @@ def _check(
     for name, tensor in (("image", image), ("exemplar", exemplar)):
         if tensor.ndim != 3 or tensor.shape[-1] != 3:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be (H, W, 3)")
-    if hole_mask.ndim != 2:
-        raise ValueError(f"hole_mask has shape {tuple(hole_mask.shape)}; it must be (H, W)")
-    for name, tensor in (("image", image), ("hole_mask", hole_mask), ("exemplar", exemplar)):
+    for name, mask in given_masks.items():
+        if mask.ndim != 2:
+            raise ValueError(f"{name} has shape {tuple(mask.shape)}; it must be (H, W)")
+    for name, tensor in {"image": image, "exemplar": exemplar, **given_masks}.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{name} is of type {tensor.dtype}; give floats from 0 to 1")
     if num_images < 1:

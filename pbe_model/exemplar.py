@@ -7,6 +7,9 @@ the network cannot copy the exemplar, it has to understand it. Attribute names b
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -91,6 +94,57 @@ def _cut_out(array: np.ndarray, exemplar_mask: Tensor) -> np.ndarray:
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     alpha = mask[box][..., None]
     return (array[box] * alpha + _NEUTRAL * (1 - alpha)).round().astype(np.uint8)
+
+
+def weighted_mean(contexts: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+    """One context of several exemplars.
+
+    With one token, cross-attention is an affine map of it, so this is the mean of what the
+    exemplars would each have added to the picture's features.
+
+    Args:
+        contexts: `(B, M, D)`, one exemplar a row.
+        weights: B numbers of at least 0, which need not add up to 1; `None` counts all the same.
+
+    Returns:
+        `(1, M, D)`.
+
+    Raises:
+        ValueError: Too many weights or too few, a negative or infinite one, or nothing but zeros.
+    """
+    if weights is None:
+        return contexts.mean(dim=0, keepdim=True)
+    if len(weights) != len(contexts):
+        raise ValueError(
+            f"the number of weights is {len(weights)} and that of exemplars {len(contexts)}; give "
+            "one weight for each, or none to count all the same"
+        )
+    for weight in weights:
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"{weight:g} is no weight; give numbers of at least 0")
+    largest = max(weights)
+    if largest == 0:
+        raise ValueError("all weights are 0; give at least one exemplar a weight above 0")
+    shares = contexts.new_tensor([weight / largest for weight in weights])[:, None, None]
+    return (contexts * (shares / shares.sum())).sum(dim=0, keepdim=True)
+
+
+def parse_weights(text: str) -> list[float] | None:
+    """Weights as people write them, `"1, 0.5, 2"`; `None` where nothing is written.
+
+    Raises:
+        ValueError: Something else than numbers between commas or blanks.
+    """
+    words = [word for word in re.split(r"[,;\s]+", text) if word]
+    weights = []
+    for word in words:
+        try:
+            weights.append(float(word))
+        except ValueError:
+            raise ValueError(
+                f"{word!r} is no weight; write one number for each exemplar, such as 1, 0.5"
+            ) from None
+    return weights or None
 
 
 class LayerNorm(nn.LayerNorm):

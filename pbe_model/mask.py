@@ -216,6 +216,35 @@ def fill_enclosed(hole_mask: Tensor) -> Tensor:
     return torch.maximum(hole_mask, _map(ndimage.binary_fill_holes, hole_mask))
 
 
+def remove_specks(hole_mask: Tensor, pixels: float) -> Tensor:
+    """Removes the parts of the hole that are too small; the largest always stays.
+
+    A part is what touches, corners included. A soft edge goes or stays with the part next to it.
+
+    Args:
+        hole_mask: (H, W) or (B, H, W), 1 = repaint.
+        pixels: Parts of fewer pixels than this go; 0 and 1 change nothing.
+
+    Raises:
+        ValueError: `pixels` is negative.
+    """
+    if pixels < 0:
+        raise ValueError(f"drop specks is {pixels}; give a number of pixels of at least 0")
+
+    def kept(hole: np.ndarray) -> np.ndarray:
+        labelled: Any = ndimage.label(hole, structure=np.ones((3, 3)))
+        parts = labelled[0]  # 0 is the background
+        areas = np.bincount(parts.ravel())
+        areas[0] = 0
+        stays = areas >= min(pixels, areas.max())
+        nearest: Any = ndimage.distance_transform_edt(
+            ~hole, return_distances=False, return_indices=True
+        )
+        return stays[parts[tuple(nearest)]]
+
+    return hole_mask if pixels <= 1 else hole_mask * _map(kept, hole_mask)
+
+
 def convex_hull(hole_mask: Tensor) -> Tensor:
     """The hole's convex hull: every pixel whose centre lies in it, 0 or 1.
 
@@ -232,10 +261,14 @@ def augment(
     expand: float = 0,
     feather: float = 0,
     fill_holes: bool = False,
+    drop_specks: float = 0,
     seed: int = 0,
     variations: int = 1,
 ) -> Tensor:
     """A mask, its bounding box, its hull or random Bezier shapes around it, grown and feathered.
+
+    In this order: fill holes, drop specks, shape, expand, feather. So a ring counts with what it
+    encloses, and a stray dot does not stretch the box.
 
     Args:
         hole_mask: (H, W) or (B, H, W), 1 = repaint.
@@ -244,7 +277,8 @@ def augment(
             is random; the others repeat over the variations.
         expand: Pixels to grow the shape by; negative shrinks.
         feather: Pixels of soft edge to either side.
-        fill_holes: Fill islands enclosed by the hole first.
+        fill_holes: Fill islands enclosed by the hole.
+        drop_specks: Parts of fewer pixels than this are removed; the largest always stays.
         seed: Of the random shapes. Variation k of mask b depends on (seed, b, k) only.
         variations: How many of each mask.
 
@@ -252,8 +286,8 @@ def augment(
         (B * variations, H, W), the variations of one mask side by side.
 
     Raises:
-        ValueError: Unknown shape, no variations, negative feather, an empty mask, or a hole that
-            a negative `expand` shrinks to nothing.
+        ValueError: Unknown shape, no variations, negative feather or specks, an empty mask, or a
+            hole that a negative `expand` shrinks to nothing.
     """
     if shape not in SHAPES:
         raise ValueError(f"unknown mask shape {shape!r}; choose one of {', '.join(SHAPES)}")
@@ -261,9 +295,10 @@ def augment(
         raise ValueError(f"variations is {variations}; ask for at least 1")
     results = []
     for number, single in enumerate(_batched(hole_mask)):
-        box = bounding_box(single)
         if fill_holes:
             single = fill_enclosed(single)
+        single = remove_specks(single, drop_specks)
+        box = bounding_box(single)
         for variation in range(variations):
             rng = np.random.default_rng([seed, number, variation])
             shaped = expand_hole(_reshape(single, shape, box, rng), expand)

@@ -42,7 +42,7 @@ class PaintByExample(nn.Module):
         *,
         config: PBEConfig | None = None,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         attention: str = "auto",
     ) -> PaintByExample:
         """Load a model, ready for `edit`.
@@ -52,7 +52,7 @@ class PaintByExample(nn.Module):
                 bundled model.
             config: Architecture; `None` reads it off the file.
             device: Where the model goes.
-            dtype: Type of the weights.
+            dtype: Type of the weights; `None` keeps what they are.
             attention: `"auto"`, `"sdpa"`, `"xformers"` or `"reference"`.
 
         Raises:

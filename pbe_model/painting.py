@@ -20,10 +20,12 @@ FILES = {
     "mask": "where to paint: white = repaint",
     "exemplar": "picture of what to paint there",
     "exemplar_mask": "which part of the exemplar counts: white",
+    "context_mask": "what the model shall see besides: white",
+    "blend_mask": "share of the result in each pixel: white = all; in place of --blend",
 }
 """Options that name a picture to read, and what it is."""
 
-_OPTIONAL_FILES = ("exemplar_mask",)
+_OPTIONAL_FILES = ("exemplar_mask", "context_mask", "blend_mask")
 
 PAINTING: dict[str, dict[str, Any]] = {
     "steps": {"type": int, "metavar": "N", "help": "sampling steps"},
@@ -38,8 +40,23 @@ PAINTING: dict[str, dict[str, Any]] = {
     },
     "region": {
         "choices": MODES,
-        "help": "what the model sees: the hole and its surroundings, the photo, or the photo "
-        "squashed to a square",
+        "help": "what the model sees: the hole and its surroundings, the photo, the photo "
+        "squashed to a square, or each of several holes by itself",
+    },
+    "context": {
+        "type": float, "metavar": "C", "help": "side of the crop over the hole's longer side",
+    },
+    "blend": {
+        "type": float, "metavar": "PIXELS",
+        "help": "over how many the result fades out; None: by the size of the crop",
+    },
+    "resolution": {
+        "type": int, "metavar": "PIXELS",
+        "help": "side at which the model works; None: what it was trained at",
+    },
+    "colour_match": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "take a colour cast off what was painted, by what it shows around the hole",
     },
     "strength": {
         "type": float, "metavar": "S", "help": "below 1 the hole keeps some of its content",
@@ -97,7 +114,7 @@ def read_inputs(args: argparse.Namespace) -> dict[str, Tensor | None]:
     """The pictures that the options of `FILES` name, as keyword arguments of `edit`.
 
     Raises:
-        ValueError: One of them is missing or damaged, or the mask is empty.
+        ValueError: One of them is missing or damaged, or a mask is empty.
     """
     image = read_image(args.image)
     hole_mask = read_mask(args.mask, size=(image.shape[0], image.shape[1]))
@@ -106,11 +123,13 @@ def read_inputs(args: argparse.Namespace) -> dict[str, Tensor | None]:
         brightness, exemplar_mask = read_exemplar(args.exemplar_mask)
         if exemplar_mask is None:  # not a cut-out but a drawing
             exemplar_mask = brightness.mean(-1)
+    others = {"context_mask": args.context_mask, "blend_mask": args.blend_mask}
     return {
         "image": image,
         "hole_mask": hole_mask,
         "exemplar": exemplar,
         "exemplar_mask": exemplar_mask,
+        **{name: path and read_mask(path) for name, path in others.items()},
     }
 
 

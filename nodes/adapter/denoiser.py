@@ -66,7 +66,9 @@ class HostUNet(UNet):
         options = transformer_options or {}
         _warn_of_patches(options)
         branches = len(options.get("cond_or_uncond", (0,)))
-        if not control and branches > 1 and _all_equal(x.chunk(branches)):
+        # What is in tensors cannot be looked at in a compiled graph.
+        may_look = not torch.compiler.is_compiling()
+        if may_look and not control and branches > 1 and _all_equal(x.chunk(branches)):
             x, timesteps = x.chunk(branches)[0], timesteps.chunk(branches)[0]
         if self.host_attention is None:
             return super().forward(x, timesteps, context, control)
@@ -178,6 +180,7 @@ def load_model(
     *,
     weight_dtype: torch.dtype | None = None,
     attention: str = "auto",
+    dynamic: bool = True,
 ) -> comfy.model_patcher.ModelPatcher:
     """A native MODEL.
 
@@ -187,6 +190,7 @@ def load_model(
         latent_format: From `first_stage.latent_format`.
         weight_dtype: How weights are kept; None lets the host choose.
         attention: See `attention.attention_backend`.
+        dynamic: Let the host stream weights where it can; compiled models must not.
     """
     management = comfy.model_management
     load_device = management.get_torch_device()
@@ -202,7 +206,8 @@ def load_model(
     model_config.set_inference_dtype(weight_dtype, compute_dtype)
     model = PBEModel(model_config, device=management.unet_offload_device())
     # The patcher's class is taken at call time: the host rebinds it at start-up.
-    patcher = comfy.model_patcher.CoreModelPatcher(
+    patchers = comfy.model_patcher
+    patcher = (patchers.CoreModelPatcher if dynamic else patchers.ModelPatcher)(
         model, load_device=load_device, offload_device=management.unet_offload_device()
     )
     # A dynamic patcher streams from the file's own memory; copies would defeat it.

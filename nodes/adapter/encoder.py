@@ -27,7 +27,7 @@ class HostEncoder:
         """Take over a loaded encoder."""
         management = comfy.model_management
         patcher = comfy.model_patcher.ModelPatcher(
-            model.eval().requires_grad_(False),
+            model.float().eval().requires_grad_(False),
             load_device=management.text_encoder_device(),
             offload_device=management.text_encoder_offload_device(),
         )

@@ -61,6 +61,9 @@ def _widget_values(node: dict[str, Any], specs: dict[str, tuple[Any, dict]]) -> 
         is_widget = isinstance(kind, list) or kind in WIDGET_TYPES
         if not is_widget or options.get("forceInput"):
             continue
+        if not values and "default" in options:
+            inputs[name] = options["default"]  # a widget that came after the file was saved
+            continue
         if not values:
             raise ValueError(f"node {node['id']} ({node['type']}): no value for widget {name!r}")
         inputs[name] = values.pop(0)

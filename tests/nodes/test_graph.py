@@ -79,3 +79,9 @@ def test_a_workflow_that_does_not_fit_is_refused():
         workflow["nodes"][1].update(change)
         with pytest.raises(ValueError, match=message):
             to_prompt(workflow, INFO)
+
+
+def test_widgets_that_came_after_the_file_was_saved_take_their_default():
+    workflow = copy.deepcopy(WORKFLOW)
+    workflow["nodes"][0]["widgets_values"] = ["b", "image"]
+    assert to_prompt(workflow, INFO)["1"]["inputs"] == {"file": "b", "strength": 1.0}

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pbe_model import TINY, PaintByExample, edit
-from pbe_model.checkpoint import BUNDLED, save_model
+from pbe_model.checkpoint import BUNDLED, save_diffusers, save_model
 from pbe_model.config import VAEConfig
 from pbe_model.image_io import read_image, read_mask
 
@@ -34,6 +34,8 @@ NODES = (
     "PBELoader",
     "PBEExampleInputs",
     "PBEExemplarEncoder",
+    "PBESaveExemplar",
+    "PBELoadExemplar",
     "PBEMaskAugmenter",
     "PBEInpaintSampler",
     "PBEStitch",
@@ -103,6 +105,12 @@ def crop_of(host: Host, prompt: Prompt) -> np.ndarray:
     return host.images(run, "6")[0].astype(int)
 
 
+def inputs_of(info: dict) -> dict[str, dict]:
+    """Options of a node's inputs by name, without the hidden ones that the host itself fills in."""
+    groups = (info["input"].get(kind, {}) for kind in ("required", "optional"))
+    return {name: spec[1] for group in groups for name, spec in group.items()}
+
+
 def failure(host: Host, prompt: Prompt) -> str:
     """The error of a prompt, whether it is refused or fails in a node."""
     try:
@@ -118,9 +126,8 @@ def test_every_node_is_registered_and_explains_itself(host: Host):
     for node in NODES:
         info = host.object_info(node)[node]
         assert info["category"] == "paint by example" and info["description"]
-        for group in info["input"].values():
-            for name, spec in group.items():
-                assert spec[1].get("tooltip"), f"{node}.{name} has no tooltip"
+        for name, options in inputs_of(info).items():
+            assert options.get("tooltip"), f"{node}.{name} has no tooltip"
         assert all(info["output_tooltips"]), f"an output of {node} has no tooltip"
 
 
@@ -138,7 +145,7 @@ def test_help_and_translations_are_served_and_complete(host: Host):
     names = json.loads(host.get("/i18n"))
     for node in NODES:
         info = host.object_info(node)[node]
-        inputs = {name: spec[1] for group in info["input"].values() for name, spec in group.items()}
+        inputs = inputs_of(info)
         pack = quote(info["python_module"].removeprefix("custom_nodes."))
         page = host.get(f"/extensions/{pack}/docs/{node}.md").decode()
         assert page.startswith(f"# {info['display_name']}\n")
@@ -242,8 +249,39 @@ def test_batches_broadcast(host: Host, checkpoint: Path):
     assert "2 photos, 3 masks, 1 exemplars do not match" in host.run(prompt).error_text
 
 
-def test_native_sampler_paints_the_same_picture(host: Host, checkpoint: Path):
-    """KSampler behind InpaintModelConditioning, on a photo of the model's own size."""
+NATIVE = ("KSampler", "KSamplerAdvanced", "SamplerCustomAdvanced")
+
+
+def native_sampling(kind: str) -> Prompt:
+    """Node 24 samples from the latent of node 23 with the conditioning of node 22."""
+    parts = {"model": ["1", 0], "positive": ["22", 0], "negative": ["22", 1]}
+    how = {"steps": 4, "cfg": 2.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    latent = {"latent_image": ["23", 0]}
+    if kind == "KSampler":
+        return {
+            "24": {"class_type": kind, "inputs": parts | how | latent | {"seed": 3, "denoise": 1}}
+        }
+    if kind == "KSamplerAdvanced":
+        span = {"start_at_step": 0, "end_at_step": 10000, "return_with_leftover_noise": "disable"}
+        seed = {"add_noise": "enable", "noise_seed": 3}
+        return {"24": {"class_type": kind, "inputs": parts | how | latent | span | seed}}
+    made = {
+        "noise": ("RandomNoise", {"noise_seed": 3}),
+        "guider": ("CFGGuider", parts | {"cfg": 2.0}),
+        "sampler": ("KSamplerSelect", {"sampler_name": "dpmpp_2m"}),
+        "sigmas": (
+            "BasicScheduler",
+            {"model": ["1", 0], "scheduler": "karras", "steps": 4, "denoise": 1.0},
+        ),
+    }
+    prompt = {name: {"class_type": node, "inputs": given} for name, (node, given) in made.items()}
+    links = {name: [name, 0] for name in made}
+    return prompt | {"24": {"class_type": kind, "inputs": links | latent}}
+
+
+@pytest.mark.parametrize("kind", NATIVE)
+def test_native_samplers_paint_the_same_picture(host: Host, checkpoint: Path, kind: str):
+    """Behind InpaintModelConditioning, on a photo of the model's own size."""
     Image.fromarray(
         (np.random.default_rng(0).random((64, 64, 3)) * 255).astype(np.uint8)
     ).save(host.base / "input/photo.png")  # fmt: skip
@@ -271,21 +309,7 @@ def test_native_sampler_paints_the_same_picture(host: Host, checkpoint: Path):
         "class_type": "EmptyLatentImage",
         "inputs": {"width": 64, "height": 64, "batch_size": 1},
     }
-    prompt["24"] = {
-        "class_type": "KSampler",
-        "inputs": {
-            "model": ["1", 0],
-            "positive": ["22", 0],
-            "negative": ["22", 1],
-            "latent_image": ["23", 0],
-            "seed": 3,
-            "steps": 4,
-            "cfg": 2.0,
-            "sampler_name": "dpmpp_2m",
-            "scheduler": "karras",
-            "denoise": 1.0,
-        },
-    }
+    prompt |= native_sampling(kind)
     prompt["25"] = {"class_type": "VAEDecode", "inputs": {"samples": ["24", 0], "vae": ["1", 2]}}
     prompt["26"] = {"class_type": "PreviewImage", "inputs": {"images": ["25", 0]}}
     run = host.run(prompt)
@@ -424,10 +448,29 @@ def test_other_models_and_missing_conditions_are_told_apart(host: Host, checkpoi
 
 def test_a_result_of_nans_is_an_error_with_a_remedy(host: Host, checkpoint: Path):
     broken = PaintByExample(TINY)
-    torch.nn.init.constant_(broken.unet.time_embed[0].bias, float("nan"))
+    torch.nn.init.constant_(broken.unet.out[-1].bias, 3e38)  # a number, but not for long
     save_model(checkpoint.with_name("broken.safetensors"), broken)
     run = host.run(graph("paint_by_example/broken.safetensors"))
     assert "the result holds NaNs" in run.error_text and "bf16" in run.error_text
+
+
+def test_a_folder_of_diffusers_is_offered_whole(host: Host, checkpoint: Path):
+    """And not the files in it, nor those of a download that is not finished."""
+    torch.manual_seed(3)
+    model = PaintByExample(replace(TINY, exemplar=replace(TINY.exemplar, mapper_layers=1)))
+    save_model(checkpoint.with_name("same.safetensors"), model)
+    save_diffusers(checkpoint.with_name("folder"), model)
+    unfinished = checkpoint.with_name("model.diffusers.download") / "unet" / "part.safetensors"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.touch()
+    offered = host.object_info("PBELoader")["PBELoader"]["input"]["required"]["checkpoint"]
+    names = offered[1]["options"] if isinstance(offered[0], str) else offered[0]
+    found = [name for name in names if "folder" in name or "download" in name]
+    assert found == ["paint_by_example/folder"]
+    pictures = [
+        crop_of(host, graph(f"paint_by_example/{name}")) for name in ("folder", "same.safetensors")
+    ]
+    assert (pictures[0] == pictures[1]).all()
 
 
 def test_a_checkpoint_of_another_kind_is_refused(host: Host, checkpoint: Path):

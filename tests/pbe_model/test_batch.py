@@ -136,6 +136,7 @@ def test_a_result_of_another_edit_is_neither_kept_nor_overwritten(folder, capsys
         (BASE | {"checkpoint": "x.ckpt"}, "--checkpoint=x.ckpt"),
         (BASE | {"out": "../x.png"}, "out is '../x.png'"),
         (BASE | {"out": "x.jpg"}, "out is 'x.jpg'"),
+        (BASE | {"region": "each", "paste_back": False}, "a picture for each hole"),
         (BASE | {"out": "00001.png"}, "the result of line 1 already"),
     ],
     ids=str,

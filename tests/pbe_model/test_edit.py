@@ -20,7 +20,7 @@ from pbe_model.edit import (
 )
 from pbe_model.exemplar import normalise, preprocess
 from pbe_model.image_io import read_image, write_image
-from pbe_model.region import MODES, crop
+from pbe_model.region import MODES, crop, match_colour
 from pbe_model.samplers import SAMPLERS
 
 from .small import SMALL_ALL, noise, relative_error, small_model, uniform
@@ -273,6 +273,108 @@ def test_without_pasting_back_the_result_is_the_whole_crop(paint, region):
     assert torch.equal(result.images, pasted.crops)
 
 
+# ---- several holes, and masks of their own -------------------------------------------------------
+
+HOLES = torch.zeros(40, 52)
+HOLES[4:12, 3:12] = HOLES[26:36, 36:46] = 1
+
+
+@pytest.fixture(scope="module")
+def paint_each(model):
+    """An edit of two distant holes."""
+    return partial(edit, model, PHOTO, HOLES, EXEMPLAR, steps=2, region="each", context=1.2)
+
+
+def test_one_hole_is_painted_the_same_by_itself(paint):
+    for options in ({}, {"num_images": 2, "posterior": "sample", "strength": 0.7}):
+        auto, each = (paint(region=region, **options) for region in ("auto", "each"))
+        assert torch.equal(auto.images, each.images) and torch.equal(auto.crops, each.crops)
+
+
+@pytest.mark.parametrize("options", [{}, {"posterior": "sample"}, {"strength": 0.5}], ids=str)
+def test_each_hole_is_a_crop_of_its_own(model, paint_each, options):
+    """The first is that of an edit of the first hole alone, the second draws the next noise."""
+    result = paint_each(num_images=2, seed=5, **options)
+    assert result.crops.shape == (4, 32, 32, 3) and result.images.shape == (2, 40, 52, 3)
+    assert [region.size for region in result.regions] == [(32, 32)] * 2
+    first = torch.where(torch.arange(40)[:, None] < 20, HOLES, 0)
+    alone = edit(model, PHOTO, first, EXEMPLAR, steps=2, context=1.2, num_images=2, seed=5,
+                 **options)  # fmt: skip
+    assert alone.regions[0].box == result.regions[0].box
+    assert relative_error(result.crops[::2], alone.crops) < 1e-4
+    outside = result.blend_mask == 0
+    assert torch.equal(result.images[:, outside], PHOTO[None, outside].expand(2, -1, -1))
+    assert (result.images[:, HOLES == 1] != PHOTO[HOLES == 1]).float().mean() > 0.9
+
+
+def test_image_i_has_seed_plus_i_whatever_the_number_of_holes(paint_each):
+    batch = paint_each(num_images=3, seed=5).images
+    for i in range(3):
+        alone = paint_each(seed=5 + i).images[0]
+        torch.testing.assert_close(batch[i], alone, rtol=0, atol=1e-4)
+
+
+def test_noise_of_several_crops_continues_their_seed():
+    several = initial_noise(7, (4, 3, 5), num_images=2, num_crops=3)
+    assert torch.equal(several[::3], initial_noise(7, (4, 3, 5), num_images=2))
+    assert torch.equal(several[3:], initial_noise(8, (4, 3, 5), num_crops=3))
+    assert len({row.sum().item() for row in several}) == 6
+
+
+def test_every_crop_is_matched_to_its_own_part_of_the_photo(paint_each):
+    plain, matched = (paint_each(num_images=2, colour_match=on) for on in (False, True))
+    for i, painted in enumerate(plain.crops):
+        original, hole = crop(PHOTO[None], HOLES[None], plain.regions[i % 2])
+        expected = match_colour(painted[None], original, hole)[0]
+        torch.testing.assert_close(matched.crops[i], expected)
+        assert not torch.allclose(painted, expected, atol=0.01)
+
+
+def test_without_pasting_back_there_is_a_crop_for_every_hole(paint_each):
+    pasted, plain = (paint_each(num_images=2, paste_back=b) for b in (True, False))
+    assert torch.equal(plain.images, pasted.crops)
+
+
+def test_the_crop_is_chosen_as_asked(paint):
+    marked = torch.zeros(20, 26)  # half the photo's size
+    marked[18:, :2] = 1
+    shown = paint(context_mask=marked, steps=1).region.box
+    assert shown[0] <= 0 and shown[3] >= 40
+    wide, tight = (paint(context=context, steps=1).region.box for context in (2.5, 1))
+    assert wide[2] - wide[0] > 2 * (tight[2] - tight[0])
+    assert paint(resolution=48, steps=1).crops.shape == (1, 48, 48, 3)
+    hard = paint(blend=0, steps=1)
+    assert torch.equal(hard.blend_mask, HOLE)
+
+
+def test_the_blend_mask_does_not_change_what_is_painted(paint):
+    shares = torch.zeros(40, 52)
+    shares[10:24, 16:26] = 0.25
+    plain, blended = (paint(context=3, blend_mask=mask) for mask in (HOLE, shares))
+    assert torch.equal(plain.crops, blended.crops)
+    assert torch.equal(blended.blend_mask, shares)
+    assert torch.equal(blended.images[0, shares == 0], PHOTO[shares == 0])
+    assert not torch.equal(plain.images, blended.images)
+
+
+def test_a_cast_of_the_decoder_shows_in_the_hole_unless_colours_are_matched():
+    """What it adds to every pixel is a step at the rim, outside of which it is not pasted."""
+
+    def painted(cast: list[float], colour_match: bool) -> Tensor:
+        tinted = small_model()
+        tinted.vae.decoder.conv_out.weight.mul_(0.1)  # far from 0 and 1, where it is cut off
+        tinted.vae.decoder.conv_out.bias.copy_(torch.tensor(cast) * 2)
+        result = edit(tinted, PHOTO, HOLE, EXEMPLAR, steps=1, colour_match=colour_match)
+        assert torch.equal(result.images[0, result.blend_mask == 0], PHOTO[result.blend_mask == 0])
+        return result.images[0, HOLE == 1]
+
+    cast = [0.15, -0.1, 0.05]
+    step = painted(cast, colour_match=False) - painted([0, 0, 0], colour_match=False)
+    torch.testing.assert_close(step, torch.tensor(cast).expand_as(step), rtol=0, atol=1e-4)
+    step = painted(cast, colour_match=True) - painted([0, 0, 0], colour_match=True)
+    assert step.abs().max() < 1e-4
+
+
 def test_truncation_cuts_what_is_painted_to_8_bits_and_leaves_the_photo(paint, tmp_path):
     plain, cut = paint().crops, paint(truncate=True)
     levels = (plain[0] * 255).floor()
@@ -288,10 +390,11 @@ def test_presets_are_arguments_of_edit():
     arguments = signature(edit).parameters
     for name, preset in PRESETS.items():
         assert preset.keys() <= arguments.keys(), name
-        # It settles everything but what is painted, and how often.
+        # It settles everything but what is painted, where, and how often.
         rest = arguments.keys() - preset.keys()
         assert rest == {"model", "image", "hole_mask", "exemplar", "seed", "num_images",
-                        "exemplar_mask", "callback"}, name  # fmt: skip
+                        "exemplar_mask", "callback", "context", "context_mask", "resolution",
+                        "blend", "blend_mask", "colour_match"}, name  # fmt: skip
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -350,6 +453,12 @@ def test_a_result_that_is_not_finite_is_an_error():
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, f"seed is {2**63}"),
         ({"strength": 0.0}, "strength is 0"),
+        ({"context": 0.5}, "context is 0.5"),
+        ({"blend": -1.0}, "blend is -1"),
+        ({"resolution": 33}, "resolution 33 is no multiple"),
+        ({"context_mask": HOLE[None]}, r"context_mask .*\(1, 40, 52\)"),
+        ({"blend_mask": HOLE > 0.5}, "blend_mask .*bool"),
+        ({"blend_mask": torch.zeros(40, 52)}, "blend mask is empty"),
         ({"exemplar_mask": torch.zeros(20, 12)}, "empty"),
     ],
 )

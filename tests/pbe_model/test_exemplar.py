@@ -11,7 +11,14 @@ from torch import nn
 from transformers import CLIPImageProcessor
 
 from pbe_model.convert import to_diffusers
-from pbe_model.exemplar import ExemplarEncoder, LayerNorm, normalise, preprocess
+from pbe_model.exemplar import (
+    ExemplarEncoder,
+    LayerNorm,
+    normalise,
+    parse_weights,
+    preprocess,
+    weighted_mean,
+)
 
 from .peers import peer_encoder
 from .small import SMALL, noise, randomise, relative_error, uniform
@@ -96,6 +103,62 @@ def test_layer_norm_computes_in_float32():
     half = ours.half()(x.half())
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.float(), theirs(x), rtol=2e-3, atol=2e-3)
+
+
+# ---- several exemplars -------------------------------------------------------------------------
+
+
+def test_a_weighted_mean_by_hand():
+    contexts = torch.tensor([[[1.0, 10.0]], [[3.0, 30.0]], [[100.0, 100.0]]])  # (3, 1, 2)
+    mean = weighted_mean(contexts, [3, 1, 0])
+    assert mean.shape == (1, 1, 2)
+    torch.testing.assert_close(mean, torch.tensor([[[1.5, 15.0]]]))
+    torch.testing.assert_close(weighted_mean(contexts, [0.3, 0.1, 0]), mean)  # only ratios count
+    torch.testing.assert_close(weighted_mean(contexts, [3e300, 1e300, 0]), mean)
+    torch.testing.assert_close(weighted_mean(contexts), weighted_mean(contexts, [2, 2, 2]))
+    assert torch.equal(weighted_mean(contexts, [0, 0, 7]), contexts[2:])
+
+
+def test_many_tokens_are_averaged_each_with_its_peer():
+    contexts = noise(2, 5, 4)
+    expected = (contexts[:1] + 3 * contexts[1:]) / 4
+    torch.testing.assert_close(weighted_mean(contexts, [1, 3]), expected)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ([1], "weights is 1 and that of exemplars 2; give one weight for each"),
+        ([1, 2, 3], "weights is 3 and that of exemplars 2"),
+        ([1, -0.5], "-0.5 is no weight"),
+        ([1, float("nan")], "nan is no weight"),
+        ([float("inf"), 1], "inf is no weight"),
+        ([0, 0], "all weights are 0"),
+    ],
+)
+def test_bad_weights_are_refused(weights, words):
+    with pytest.raises(ValueError, match=words):
+        weighted_mean(noise(2, 1, 4), weights)
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("1, 0.5, 2", [1, 0.5, 2]),
+        ("1 .5\n2e0;", [1, 0.5, 2]),
+        ("-1", [-1]),
+        ("", None),
+        (" ,\n", None),
+    ],
+)
+def test_weights_are_read_from_text(text, weights):
+    assert parse_weights(text) == weights
+
+
+@pytest.mark.parametrize("text", ["1, half", "50%", "1:2", "0x1"])
+def test_text_that_holds_no_weights_is_refused(text):
+    with pytest.raises(ValueError, match=r"is no weight; write one number for each exemplar"):
+        parse_weights(text)
 
 
 # ---- preprocessing -----------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pbe_model.mask import (
     fill_enclosed,
     latent_keep_mask,
     masked_image,
+    remove_specks,
 )
 
 
@@ -79,7 +80,7 @@ def test_bezier_mask_follows_its_generator():
     arguments = (64, 64, (20, 20, 44, 44), (10, 12, 50, 60))
     same = [bezier_mask(*arguments, np.random.default_rng(7), jitter=2) for _ in range(2)]
     other = bezier_mask(*arguments, np.random.default_rng(8), jitter=2)
-    assert np.array_equal(*same) and not np.array_equal(same[0], other)
+    assert np.array_equal(same[0], same[1]) and not np.array_equal(same[0], other)
 
 
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (63, 63, 64, 64), (0, 0, 64, 64), (0, 30, 64, 31)])
@@ -144,6 +145,31 @@ def test_fill_enclosed_fills_islands_and_keeps_soft_edges():
     assert torch.equal(fill_enclosed(feather_hole(disc(), 5)) < 0.5, disc() < 0.5)
 
 
+def test_specks_of_too_few_pixels_are_removed():
+    mask = torch.zeros(20, 20)
+    mask[2:6, 2:6] = 1  # 16 pixels
+    mask[10, 10] = mask[11, 11] = mask[12, 12] = 1  # 3, joined by their corners
+    mask[18, 18] = 1
+    parts = [mask, mask.clone(), mask.clone()]
+    parts[1][18, 18] = 0
+    parts[2][10:] = 0
+    for pixels, left in [(0, 0), (1, 0), (1.5, 1), (3, 1), (3.5, 2), (4, 2), (16, 2), (999, 2)]:
+        assert torch.equal(remove_specks(mask, pixels), parts[left]), pixels
+    # Each mask of a batch by itself, and what has no parts stays as it is.
+    batch = torch.stack([mask, torch.zeros(20, 20), torch.ones(20, 20), parts[1] - parts[2]])
+    result = remove_specks(batch, 999)
+    assert torch.equal(result, torch.stack([parts[2], *batch[1:]]))
+
+
+def test_a_soft_edge_goes_with_its_part():
+    object_, speck = torch.zeros(40, 40), torch.zeros(40, 40)
+    object_[5:20, 5:20] = 1
+    speck[32:34, 32:34] = 1
+    soft, soft_speck = feather_hole(object_, 4), feather_hole(speck, 4)
+    result = remove_specks(torch.maximum(soft, soft_speck), 10)
+    assert torch.equal(result, soft) and soft_speck.max() > 0.5
+
+
 def test_convex_hull():
     corners = torch.zeros(40, 40)
     corners[5, 5] = corners[5, 30] = corners[30, 5] = 1
@@ -172,6 +198,29 @@ def test_augment_shapes_cover_the_hole(shape):
     assert varies == (shape == "bezier")
 
 
+def test_variations_are_drawn_by_the_function_that_training_draws_with():
+    of_training = pytest.importorskip("training.augment")
+    assert of_training.bezier_mask is bezier_mask and of_training.extend_box is extend_box
+    hole, seed = disc(256, 60), 5
+    box = bounding_box(hole)
+    for variation, drawn in enumerate(augment(hole, "bezier", seed=seed, variations=3)):
+        rng = np.random.default_rng([seed, 0, variation])
+        extended = extend_box(box, 256, 256, rng)
+        expected = bezier_mask(256, 256, box, extended, rng, jitter=5.0 * 256 / 1024)
+        assert np.array_equal(drawn.numpy(), expected)
+
+
+def test_augment_drops_specks_after_filling_and_before_shaping():
+    ring = disc(radius=10) - disc(radius=8)
+    ring[0, 0] = 1  # stretches the box
+    ring_pixels, disc_pixels = int(ring.sum()) - 1, int(disc(radius=10).sum())
+    assert ring_pixels < 150 < disc_pixels
+    ring[40:, 40:] = torch.maximum(ring[40:, 40:], disc(25, 6.5))  # 137 pixels, apart from it
+    result = augment(ring, "box", fill_holes=True, drop_specks=150, expand=0)[0]
+    assert bounding_box(result) == bounding_box(disc(radius=10)) == (22, 22, 43, 43)
+    assert bounding_box(augment(ring, "box")[0])[:2] == (0, 0)
+
+
 def test_augment_order_is_fill_shape_expand_feather():
     ring = disc(radius=20) - disc(radius=10)
     result = augment(ring, expand=4, feather=3, fill_holes=True)[0]
@@ -187,6 +236,7 @@ def test_augment_order_is_fill_shape_expand_feather():
         ({"variations": 0}, "variations is 0"),
         ({"expand": -30}, "expand -30 shrinks"),
         ({"feather": -2}, "feather is -2"),
+        ({"drop_specks": -3}, "drop specks is -3"),
     ],
 )
 def test_augment_names_bad_values(arguments, sentence):

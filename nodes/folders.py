@@ -1,0 +1,41 @@
+"""Where the pack's files lie in the host."""
+
+from __future__ import annotations
+
+import os
+
+import folder_paths
+
+MODEL_FOLDER = "paint_by_example"
+MODEL_EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+EXEMPLAR_FOLDER = "pbe_exemplars"
+EXEMPLAR_EXTENSIONS = {".safetensors"}
+
+
+def register_folders() -> None:
+    """Tell the host which folders to search; makes none of them.
+
+    Checkpoints: `models/paint_by_example`. Encoded exemplars: `models/pbe_exemplars`, and what Save
+    Exemplar wrote.
+    """
+    models = folder_paths.models_dir
+    _register(MODEL_FOLDER, MODEL_EXTENSIONS, os.path.join(models, MODEL_FOLDER))
+    _register(
+        EXEMPLAR_FOLDER,
+        EXEMPLAR_EXTENSIONS,
+        os.path.join(models, EXEMPLAR_FOLDER),
+        saved_exemplars(),
+    )
+
+
+def saved_exemplars() -> str:
+    """The folder that Save Exemplar writes to."""
+    return os.path.join(folder_paths.get_output_directory(), "exemplars")
+
+
+def _register(name: str, extensions: set[str], *paths: str) -> None:
+    for path in paths:
+        folder_paths.add_model_folder_path(name, path)
+    # The host's own sets of extensions are shared between its folders; this one is ours.
+    known, _ = folder_paths.folder_names_and_paths[name]
+    folder_paths.folder_names_and_paths[name] = (known, set(extensions))

@@ -1,0 +1,122 @@
+"""Save Exemplar and Load Exemplar: an encoded exemplar as a file, to be used again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePath
+
+import folder_paths
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..pbe_model.encoded import EncodedExemplar, load_exemplar, save_exemplar
+from .adapter import Conditioning
+from .category import CATEGORY
+from .folders import EXEMPLAR_FOLDER, saved_exemplars
+
+
+class PBESaveExemplar(io.ComfyNode):
+    """Writes what Exemplar Encoder made to the output folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PBESaveExemplar",
+            display_name="Save Exemplar",
+            category=CATEGORY,
+            description=(
+                "Saves an encoded exemplar to output/exemplars, a file of a few kilobytes. Load "
+                "Exemplar takes the place of the pictures and their encoder afterwards."
+            ),
+            search_aliases=["save conditioning", "export exemplar", "reference image"],
+            is_output_node=True,
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="The exemplar, from Exemplar Encoder."),
+                io.Conditioning.Input("negative", tooltip="From Exemplar Encoder as well."),
+                io.String.Input(
+                    "name",
+                    default="exemplar",
+                    tooltip="Of the file; a number follows. With a folder in front: pets/cat.",
+                ),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, positive: Conditioning, negative: Conditioning, name: str) -> io.NodeOutput:
+        exemplar = EncodedExemplar(_only("positive", positive), _only("negative", negative))
+        path = PurePath(name.strip())
+        if not path.parts or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{name!r} is no name for a file; give one such as cat or pets/cat")
+        folder, stem, number, subfolder, _ = folder_paths.get_save_image_path(
+            str(path), saved_exemplars()
+        )
+        file = f"{stem}_{number:05}.safetensors"
+        save_exemplar(Path(folder, file), exemplar)
+        place = os.path.join(os.path.basename(saved_exemplars()), subfolder)
+        saved = {"filename": file, "subfolder": os.path.normpath(place), "type": "output"}
+        return io.NodeOutput(ui={"exemplars": [saved]})
+
+
+class PBELoadExemplar(io.ComfyNode):
+    """Reads an encoded exemplar; its pictures and their encoder are not needed any more."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PBELoadExemplar",
+            display_name="Load Exemplar",
+            category=CATEGORY,
+            description=(
+                "Loads an exemplar that Save Exemplar wrote, in place of Exemplar Encoder. It "
+                "belongs to the checkpoint that encoded it."
+            ),
+            search_aliases=["load conditioning", "import exemplar", "reference image"],
+            inputs=[
+                io.Combo.Input(
+                    "exemplar",
+                    options=folder_paths.get_filename_list(EXEMPLAR_FOLDER),
+                    tooltip=(
+                        "A file in output/exemplars or models/pbe_exemplars. Press R to see those "
+                        "that have just been saved."
+                    ),
+                )
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "positive",
+                    display_name="positive",
+                    tooltip="The exemplar. For PBE Inpaint Sampler or InpaintModelConditioning.",
+                ),
+                io.Conditioning.Output(
+                    "negative",
+                    display_name="negative",
+                    tooltip="The 'no exemplar' of the checkpoint that encoded it.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, exemplar: str) -> float:
+        """Changes when the file does, so that a replaced exemplar is loaded again."""
+        return os.path.getmtime(_path(exemplar))
+
+    @classmethod
+    def execute(cls, exemplar: str) -> io.NodeOutput:
+        loaded = load_exemplar(_path(exemplar))
+        return io.NodeOutput([[loaded.positive, {}]], [[loaded.negative, {}]])
+
+
+def _path(choice: str) -> str:
+    """The file behind a choice, resolved inside its folder."""
+    return folder_paths.get_full_path_or_raise(EXEMPLAR_FOLDER, choice)
+
+
+def _only(name: str, conditioning: Conditioning) -> Tensor:
+    """The tokens of a conditioning that is a single one."""
+    if len(conditioning) != 1:
+        raise ValueError(
+            f"{name} combines {len(conditioning)} conditionings; save each of them, or merge them "
+            "with ConditioningAverage"
+        )
+    return conditioning[0][0]
