@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint browser clean
 
 demo: $(VENV)/ready
 	$(BIN)/pbe demo --out demo_out
@@ -16,6 +16,10 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# For the tests that open ComfyUI's page; chromium and npm come from the system.
+browser: $(VENV)/ready
+	npm install --silent --no-fund --no-audit --prefix $(VENV)/browser playwright-core
 
 # torch first: later packages then find it there and fetch no other build.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""Checks of `nodes.adapter` that run inside the host's interpreter; `test_adapter.py` starts this.
+"""Checks of `nodes.adapter` that run inside the host's interpreter; `test_native.py` starts this.
 
 Usage: `python adapter_checks.py COMFYUI PACK`. Prints a JSON object: the name of each check, and
 None or the traceback of its failure. What HTTP cannot see is checked here: which rows the UNet
@@ -11,7 +11,9 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 COMFYUI, PACK = sys.argv[1:]
 os.chdir(COMFYUI)
@@ -22,9 +24,12 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.latent_formats  # noqa: E402
 import comfy.model_detection  # noqa: E402
+import comfy.sample  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
+from comfy_api.torch_helpers import set_torch_compile_wrapper  # noqa: E402
 
 spec = importlib.util.spec_from_file_location(
     "/custom_nodes/under-test", os.path.join(PACK, "__init__.py"), submodule_search_locations=[PACK]
@@ -194,11 +199,46 @@ def check_the_vae_is_ours(parts: Parts) -> None:
     close(vae.decode(latent), (decoded / 2 + 0.5).clamp(0, 1))
 
 
-def main() -> None:
+def check_the_host_can_load_the_model_once_more(_: Parts) -> None:
+    """As it does to compile a model whose weights it would else stream, or for a second card."""
+    loader = ours("nodes.loader")
+    model = loader.PBELoader.execute(loader.BUNDLED, "default", "auto").args[0]
+    again = model.clone(force_deepcopy=True)
+    assert type(again.model) is type(model.model) and again.model is not model.model
+    weights = model.model.diffusion_model.state_dict()
+    for name, tensor in again.model.diffusion_model.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def check_it_compiles_as_one_graph(parts: Parts) -> None:
+    """As TorchCompileModel does it; with the default attention of a GPU, not that of `--cpu`."""
+    latent_format = comfy.latent_formats.SD15()
+    weights = parts.plain.unet.state_dict()
+    model = adapter.load_model(TINY, weights, latent_format, attention="pytorch")
+    compiled = model.clone()
+    set_torch_compile_wrapper(model=compiled, backend="eager", fullgraph=True)
+    photo = {
+        "concat_latent_image": torch.randn(1, 4, SIDE, SIDE),
+        "concat_mask": torch.ones(1, 64, 64),
+    }
+    conditions = [[[context, dict(photo)]] for context in parts.context.split(1)]
+    noise = torch.randn(1, 4, SIDE, SIDE)
+    results = [
+        comfy.sample.sample(
+            each, noise, 2, 3.0, "euler", "normal", *conditions, torch.zeros_like(noise),
+            disable_pbar=True, seed=0,
+        )
+        for each in (compiled, model)
+    ]  # fmt: skip
+    close(*results)
+
+
+def run(make_parts: Callable[[], Any], module: dict[str, Any]) -> None:
+    """Run every check of a module on the same parts, and print what came of them."""
     results = {}
     with torch.inference_mode():
-        parts = Parts()
-        for name, check in list(globals().items()):
+        parts = make_parts()
+        for name, check in list(module.items()):
             if name.startswith("check_"):
                 try:
                     check(parts)
@@ -209,4 +249,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(Parts, globals())

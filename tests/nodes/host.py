@@ -87,6 +87,7 @@ class Host:
         pack: Path,
         base: Path,
         *,
+        name: str = "pack-under.test",
         extra_args: tuple[str, ...] = (),
         timeout: float = 300.0,
     ) -> "Host":
@@ -97,6 +98,7 @@ class Host:
             python: the interpreter of its environment.
             pack: the node pack to link in.
             base: an empty directory to hold everything the host writes.
+            name: under which the pack is linked in; the page cuts it at a dot.
             extra_args: more arguments for `main.py`.
             timeout: seconds to wait for the first answer.
 
@@ -105,7 +107,7 @@ class Host:
         """
         (base / "custom_nodes").mkdir(parents=True)
         (base / "user").mkdir()
-        (base / "custom_nodes" / "pack-under.test").symlink_to(pack, target_is_directory=True)
+        (base / "custom_nodes" / name).symlink_to(pack, target_is_directory=True)
         port = _free_port()
         command = [
             *(str(python), "main.py", "--cpu", "--port", str(port)),

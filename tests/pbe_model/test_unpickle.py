@@ -1,6 +1,7 @@
 """Reading `.ckpt` files: foreign objects, files that are none, and no code that runs."""
 
 import collections
+import importlib.util
 import io
 import os
 import pickle
@@ -31,11 +32,7 @@ class Command:
         return os.system, (self.command,)
 
 
-@pytest.fixture
-def foreign(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A module with classes that pickle in every way; gone when `forget` is called."""
-    module = types.ModuleType("vanished_lightning")
-    source = """
+FOREIGN = """
 import collections, enum
 class Callback:
     def __init__(self): self.best, self.path = 1.5, "epoch=40"
@@ -56,11 +53,16 @@ class Kind(enum.Enum):
 Pair = collections.namedtuple("Pair", "a b")
 def function(): ...
 """
-    exec(source, module.__dict__)
-    for value in list(vars(module).values()):
-        if getattr(value, "__module__", None) == "builtins":
-            value.__module__ = module.__name__
-    module.Pair.__module__ = module.__name__
+
+
+@pytest.fixture
+def foreign(tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A module with classes that pickle in every way; gone when `forget` is called."""
+    path = tmp_path_factory.mktemp("foreign") / "vanished_lightning.py"
+    path.write_text(FOREIGN)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     module.forget = lambda: sys.modules.pop(module.__name__)
     return module

@@ -1,0 +1,84 @@
+// What a user sees: the host's page in a real browser, driven as by hand. test_in_browser.py starts
+// it. Arguments: address of the host, name of the pack, path of chromium, folder for screenshots;
+// playwright-core is found through NODE_PATH. The last line printed is a JSON object.
+
+import { createRequire } from 'node:module';
+
+const { chromium } = createRequire(process.env.NODE_PATH + '/')('playwright-core');
+const [url, pack, executablePath, folder] = process.argv.slice(2);
+const seen = { errors: [], progress: [] };
+
+const browser = await chromium.launch({ executablePath, args: ['--no-sandbox'] });
+const page = await browser.newPage({ viewport: { width: 1600, height: 1000 } });
+page.setDefaultTimeout(120_000);
+
+async function open() {
+  await page.goto(url);
+  await page.waitForFunction(() => window.app?.extensionManager && window.LiteGraph);
+  await page.waitForTimeout(3000); // for the template or the dialog that it opens with
+}
+
+await open();
+// The template, from the pack's own.
+if (!(await page.getByText(pack).isVisible())) {
+  await page.getByRole('button', { name: 'Templates' }).first().click();
+}
+await page.getByText(pack).click();
+const errors = seen.errors;
+const complain = (error) => errors.push(error);
+page.on('console', (message) => {
+  if (message.type() === 'error') complain(`${message.text()} ${message.location().url}`);
+});
+page.on('pageerror', (error) => complain(String(error)));
+await page.getByText('paint_by_example', { exact: true }).first().click();
+await page.waitForFunction(() => window.app.graph.nodes.some((n) => n.type === 'PBELoader'));
+await page.waitForTimeout(2000);
+seen.nodes = await page.evaluate(() =>
+  window.app.graph.nodes.map((node) => ({
+    type: node.type,
+    known: node.type in window.LiteGraph.registered_node_types,
+    red: Boolean(node.has_errors),
+  })),
+);
+
+// Queued: progress in the page, then the picture in the node.
+await page.getByTestId('queue-button').first().click();
+const result = () =>
+  page.evaluate(() => {
+    const [picture] = window.app.graph.nodes.find((n) => n.type === 'SaveImage').imgs ?? [];
+    return picture ? [picture.naturalWidth, picture.naturalHeight] : null;
+  });
+const deadline = Date.now() + 120_000;
+while (!(seen.result = await result()) && Date.now() < deadline) {
+  const text = await page.evaluate(() => document.body.innerText);
+  const found = text.match(/PBE Inpaint Sampler\s+(\d+)%/);
+  if (found) seen.progress.push(Number(found[1]));
+  if (found && Number(found[1]) >= 50 && !seen.during) {
+    seen.during = true;
+    await page.screenshot({ path: `${folder}/during.png` });
+  }
+  await page.waitForTimeout(100);
+}
+await page.waitForTimeout(1000);
+await page.screenshot({ path: `${folder}/done.png` });
+
+seen.errors = [...seen.errors]; // later ones are the page's own: it asks for files that may not be
+
+// The help page of a node.
+await page.evaluate(() =>
+  window.app.canvas.selectNode(window.app.graph.nodes.find((n) => n.type === 'PBEExemplarEncoder')),
+);
+await page.getByTestId('info-button').first().click();
+await page.waitForTimeout(3000);
+seen.help = await page.evaluate(() => document.body.innerText);
+await page.screenshot({ path: `${folder}/help.png` });
+
+// The labels in another language.
+await page.evaluate(() => window.app.extensionManager.setting.set('Comfy.Locale', 'ko'));
+await open();
+seen.korean = await page.evaluate(
+  () => window.LiteGraph.registered_node_types.PBEInpaintSampler.title,
+);
+await page.screenshot({ path: `${folder}/korean.png` });
+await browser.close();
+console.log(JSON.stringify(seen));

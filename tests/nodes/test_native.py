@@ -1,0 +1,64 @@
+"""Runs the checks of our MODEL beside the host's own models, in the host's interpreter."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import HOW_TO_GET_IT
+from .host import find_host
+
+pytestmark = [pytest.mark.host, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def outcome(script: str) -> dict:
+    """What a script prints last."""
+    found = find_host()
+    if found is None:
+        pytest.skip(HOW_TO_GET_IT)
+    comfyui, python = found
+    process = subprocess.run(
+        [str(python), str(Path(__file__).with_name(script)), str(comfyui), str(ROOT)],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def checks(script: str) -> list[str]:
+    """The names of the checks in a script."""
+    text = Path(__file__).with_name(script).read_text(encoding="utf-8")
+    return re.findall(r"^def (check_\w+)", text, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def adapter() -> dict[str, str | None]:
+    return outcome("adapter_checks.py")
+
+
+@pytest.fixture(scope="module")
+def native() -> dict[str, str | None]:
+    return outcome("native_checks.py")
+
+
+@pytest.mark.parametrize("check", checks("adapter_checks.py"))
+def test_adapter(adapter: dict[str, str | None], check: str):
+    assert adapter[check] is None, adapter[check]
+
+
+@pytest.mark.parametrize("check", checks("native_checks.py"))
+def test_full_size(native: dict[str, str | None], check: str):
+    assert native[check] is None, native[check]
+
+
+def test_every_sampler_with_every_scheduler():
+    """No combination that the host's own SD 1.5 bears fails on our MODEL."""
+    results = outcome("sampler_checks.py")
+    assert len(results) > 300
+    assert sum(theirs == "ok" for _, theirs in results.values()) > 300
+    assert [name for name, (ours, theirs) in results.items() if theirs == "ok" != ours] == []
