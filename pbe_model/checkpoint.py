@@ -1,4 +1,4 @@
-"""Loading and saving models, strictly: every tensor accounted for, shapes checked, no code run.
+"""Loading models, strictly: every tensor accounted for, shapes checked, no code run.
 
 Files hold the official names (`model.diffusion_model.`, `first_stage_model.`,
 `cond_stage_model.`, `proj_out.`, `learnable_vector`). Ours are safetensors with the configuration
@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,9 +27,9 @@ from .architecture import (
 )
 from .attention import Attention, sdpa_attention, select_attention
 from .config import PBEConfig, UNetConfig
-from .convert import diffusers_config, diffusers_configs, from_diffusers, to_diffusers
-from .files import Pages, Releasing, cast, read_safetensors, replacing, write_safetensors
-from .folder import read_folder, write_folder
+from .convert import diffusers_config, from_diffusers
+from .files import Pages, cast, read_safetensors
+from .folder import read_folder
 from .model import PaintByExample
 from .unpickle import load_tensors
 
@@ -43,11 +41,8 @@ START = ("unet", "vae")
 
 BUNDLED = Path(__file__).parent / "assets" / "tiny.safetensors"
 
-Layout = Literal["safetensors", "official", "diffusers"]
-
 _OURS = ("format", METADATA_KEY)  # metadata that is written anew
 _FIRST = PARTS["unet"] + "input_blocks.0.0.weight"
-_POSITION_IDS = TOWER + "embeddings.position_ids"
 _UNNAMED_TOWER = re.compile(r"cond_stage_model\.transformer\.(?!vision_model\.|text_model\.)")
 # Official files carry these; they follow from the configuration or belong to training.
 _DERIVED = re.compile(
@@ -311,7 +306,7 @@ def load_model(
             f"{file.path} is a Stable Diffusion checkpoint, which knows no exemplars; it can be "
             "the start of a training (init), but to paint give a Paint by Example checkpoint"
         )
-    model = _lay_out(file, config, attention=backend)
+    model = lay_out(file, config, attention=backend)
     pages = Pages(file.tensors.values(), file.path)
     tensors = {}
     for name, tensor in file.tensors.items():
@@ -326,7 +321,7 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def _lay_out(
+def lay_out(
     file: Checkpoint,
     config: PBEConfig | None = None,
     *,
@@ -347,151 +342,16 @@ def _config_of(file: Checkpoint) -> PBEConfig:
         raise ValueError(f"{file.path}: {error}") from error
 
 
-def save_model(
-    path: str | Path,
-    model: PaintByExample,
-    *,
-    dtype: torch.dtype | None = torch.float32,
-    metadata: Mapping[str, Any] | None = None,
-    parts: Iterable[str] = tuple(PARTS),
-    pages: Pages | None = None,
-) -> None:
-    """Write safetensors with the configuration in the metadata; appears whole or not at all.
-
-    Args:
-        path: Ends in `.safetensors`.
-        model: To be saved.
-        dtype: Type of the weights in the file; `None` keeps what they are.
-        metadata: Further entries; values that are no strings are stored as JSON.
-        parts: Of the model, all by default.
-        pages: Of the file that the weights were mapped from, if they are unchanged.
-
-    Raises:
-        ValueError: Values that are not finite or beyond the type's range, or no place to write.
-    """
-    entries = {
-        "format": "pt",
-        METADATA_KEY: json.dumps(model.config.to_dict()),
-        **{k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()},
-    }
-    weights = state_dict(model, parts)
-    dtypes = dict.fromkeys(weights, dtype) if dtype else {}
-    tensors = weights | model.schedule.buffers()
-    with replacing(Path(path)) as part:
-        write_safetensors(part, tensors, entries, dtypes=dtypes, pages=pages)
-
-
-def save_official(
-    path: str | Path,
-    model: PaintByExample,
-    *,
-    dtype: torch.dtype | None = torch.float32,
-    pages: Pages | None = None,
-) -> None:
-    """Write the official layout: a torch file whose `state_dict` has the official names.
-
-    Appears whole or not at all. The published file is float32; `None` keeps what the weights are.
-
-    Raises:
-        ValueError: As `save_model`.
-    """
-    tensors = {}
-    for name, tensor in state_dict(model).items():
-        tensors[name] = cast(name, tensor, dtype=dtype)
-        if pages is not None:
-            pages.read(tensor.nbytes)
-    tensors.update(model.schedule.buffers())
-    positions = tensors[TOWER + "embeddings.position_embedding.weight"].shape[0]
-    tensors[_POSITION_IDS] = torch.arange(positions)[None]
-    with replacing(Path(path)) as part, Releasing(part, pages or Pages([], part)) as file:
-        torch.save({"state_dict": tensors}, file)
-
-
-def save_diffusers(
-    path: str | Path,
-    model: PaintByExample,
-    *,
-    dtype: torch.dtype | None = torch.float32,
-    pages: Pages | None = None,
-) -> None:
-    """Write the folder that diffusers' `PaintByExamplePipeline.from_pretrained` loads.
-
-    Appears whole or not at all. `None` keeps what types the weights are of.
-
-    Raises:
-        ValueError: There is something at `path`, diffusers cannot have the architecture, or as
-            `save_model`.
-    """
-    configs = diffusers_configs(model.config)
-    tensors = to_diffusers(state_dict(model), model.config)
-    dtypes = dict.fromkeys(tensors, dtype) if dtype else {}
-    write_folder(Path(path), configs, tensors, dtypes=dtypes, pages=pages)
-
-
-def convert(
-    source: str | Path,
-    out: str | Path,
-    *,
-    layout: Layout,
-    dtype: torch.dtype | None = None,
-    ema: bool = False,
-) -> Report:
-    """Write a checkpoint in another layout, with little of it in memory at a time.
-
-    Args:
-        source: Whatever `read` reads; it has to be complete. A checkpoint of Stable Diffusion
-            becomes the start of a training: our layout, without an image encoder.
-        out: File, or for diffusers folder, to write; its parent exists.
-        layout: Ours (`"safetensors"`), the published file's (`"official"`) or `"diffusers"`.
-        dtype: Type of the weights in it; `None` keeps what they are.
-        ema: Take the moving average of the denoiser.
-
-    Returns:
-        What became of everything in the source.
-
-    Raises:
-        ValueError: As `PaintByExample.from_checkpoint`, or a layout that cannot hold the model.
-    """
-    source, out = Path(source), Path(out)
-    if out.exists() and source.exists() and out.samefile(source):
-        raise ValueError(f"{out} is the file to convert itself; choose another name")
-    file = read(source, ema=ema)
-    parts = list(PARTS)
-    if is_stable_diffusion(file.tensors):
-        if layout != "safetensors":
-            raise ValueError(
-                f"{source} is a Stable Diffusion checkpoint and has no image encoder, so it makes "
-                "no complete model; --to safetensors makes the start of a training of it"
-            )
-        parts, file = list(START), starting_point(file)
-    report, model = _report(file), _lay_out(file, parts=parts)
-    load_weights(model, file.tensors, source, parts)
-    pages = Pages(file.tensors.values(), source)
-    if layout == "diffusers":
-        save_diffusers(out, model, dtype=dtype, pages=pages)
-    elif layout == "safetensors":
-        save_model(out, model, dtype=dtype, metadata=report.metadata, parts=parts, pages=pages)
-    elif dtype is None or all(tensor.dtype == dtype for tensor in file.tensors.values()):
-        save_official(out, model, dtype=None, pages=pages)
-    else:
-        # torch.save takes all tensors at once: it gets them mapped from a file, cast.
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.part") as scratch:
-            between = Path(scratch) / "model.safetensors"
-            save_model(between, model, dtype=dtype, pages=pages)
-            convert(between, out, layout="official")
-    return report
-
-
 def inspect(path: str | Path) -> Report:
     """Describe a checkpoint without building the model's weights.
 
     Raises:
         ValueError: No such file, damaged, or another architecture.
     """
-    return _report(starting_point(read(path)))
+    return report(starting_point(read(path)))
 
 
-def _report(file: Checkpoint) -> Report:
+def report(file: Checkpoint) -> Report:
     config = _config_of(file)
     expected = _expected(config)
     return Report(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import batch, checkpoint, demo, download
+from . import batch, checkpoint, demo, download, saving
 from .attention import BACKENDS
 from .commandline import DTYPES, Parser, add_command, check_parent, run, usable_device
 from .edit import edit
@@ -81,7 +81,7 @@ def _parser() -> Parser:
     add = command.add_argument
     add("source", metavar="IN", help=".safetensors, .ckpt or a folder of diffusers")
     add("out", type=Path, metavar="OUT", help="file, or for diffusers folder, to write")
-    add("--to", choices=get_args(checkpoint.Layout), required=True, help="layout")
+    add("--to", choices=get_args(saving.Layout), required=True, help="layout")
     add("--dtype", choices=DTYPES, help="type of the weights [as they are]")
     add("--ema", action="store_true", help="take the denoiser's moving average, if IN has one")
 
@@ -216,7 +216,7 @@ def _convert(args: argparse.Namespace) -> int:
         raise ValueError(f"cannot write {args.out}: it is a folder; give the name of a file")
     if args.out.suffix != ".safetensors" and args.to == "safetensors":
         raise ValueError(f"{args.out} would not be found as safetensors; end it in .safetensors")
-    report = checkpoint.convert(
+    report = saving.convert(
         args.source,
         args.out,
         layout=args.to,

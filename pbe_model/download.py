@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from .checkpoint import convert
 from .convert import FOLDERS
 from .folder import STEMS
+from .saving import convert
 
 REPOSITORY = "Fantasy-Studio/Paint-by-Example"
 """Where the authors' weights are published."""

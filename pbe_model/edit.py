@@ -20,15 +20,8 @@ from torch import Tensor
 from . import mask as masks
 from .exemplar import Fit, normalise, preprocess
 from .model import PaintByExample
-from .region import (
-    CONTEXT,
-    Region,
-    crop,
-    match_colour,
-    photo_blend_mask,
-    plan_regions,
-    stitch_all,
-)
+from .plan import CONTEXT, plan_regions
+from .region import Region, crop, match_colour, photo_blend_mask, stitch_all
 from .samplers import Callback, Denoise, guidance, sample
 
 POSTERIORS = ("mode", "sample")
@@ -252,7 +245,7 @@ def edit(
         num_images: Variations to paint.
         region: `"auto"` crops around the hole, `"whole"` takes the whole photo, `"squash"` takes
             it as the model's square, whatever its aspect, `"each"` crops around each of several
-            separate holes and paints the exemplar into every one; see `region.plan_regions`.
+            separate holes and paints the exemplar into every one; see `plan.plan_regions`.
         strength: Share of the steps that are run; below 1 the hole keeps some of its content.
         fit: How the exemplar is brought to a square: `"squash"`, `"crop"` or `"pad"`.
         exemplar_mask: `(h, w)`, 1 = belongs to the object.

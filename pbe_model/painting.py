@@ -12,7 +12,7 @@ from torch import Tensor
 from .edit import POSTERIORS, PRESETS, edit
 from .exemplar import Fit
 from .image_io import image_format, read_exemplar, read_image, read_mask, write_image
-from .region import MODES
+from .plan import MODES
 from .samplers import SAMPLERS
 
 FILES = {

@@ -26,7 +26,8 @@ from pbe_model.demo import sheet
 from pbe_model.edit import Condition, encode_condition, encode_exemplar, guided, initial_noise
 from pbe_model.image_io import read_image
 from pbe_model.mask import Box, box_mask
-from pbe_model.region import Region, crop, plan_region, stitch
+from pbe_model.plan import plan_region
+from pbe_model.region import Region, crop, stitch
 from pbe_model.samplers import sample
 from training.data import keyed_rng
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from pbe_model import checkpoint
+from pbe_model import checkpoint, saving
 from pbe_model.model import PaintByExample
 from training import state
 from training.config import RunConfig
@@ -71,15 +71,13 @@ def export(
         vae = replace(sizes.vae, scale_factor=round(1 / deviation, 6))
         model = PaintByExample(replace(sizes, vae=vae))
         model.vae.load_state_dict(stage.module.vae.state_dict())
-        checkpoint.save_model(
-            out, model, dtype=dtype, metadata={"training": record}, parts=("vae",)
-        )
+        saving.save_model(out, model, dtype=dtype, metadata={"training": record}, parts=("vae",))
         return record
     if layout == "official":
-        checkpoint.save_official(out, stage.model)
+        saving.save_official(out, stage.model)
     else:
         assert config.init is not None, "a diffusion run has a first stage"
         first_stage = json.loads(checkpoint.read(config.init).metadata.get("training", "null"))
         metadata = {"training": {**record, "first_stage": first_stage}}
-        checkpoint.save_model(out, stage.model, dtype=dtype, metadata=metadata)
+        saving.save_model(out, stage.model, dtype=dtype, metadata=metadata)
     return record

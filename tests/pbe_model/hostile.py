@@ -21,8 +21,9 @@ import torch
 from safetensors.torch import save_file
 
 from pbe_model import V1
-from pbe_model.checkpoint import save_diffusers, save_model, state_dict
+from pbe_model.checkpoint import state_dict
 from pbe_model.cli import main
+from pbe_model.saving import save_diffusers, save_model
 
 if __name__ != "__main__":
     from .small import small_model

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pbe_model.checkpoint import save_model
 from pbe_model.cli import main
 from pbe_model.image_io import read_note
+from pbe_model.saving import save_model
 
 from .small import small_model
 

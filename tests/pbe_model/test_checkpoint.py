@@ -13,16 +13,8 @@ from torch import Tensor
 from pbe_model import TINY, V1, PaintByExample, PBEConfig
 from pbe_model.architecture import infer_config
 from pbe_model.attention import reference_attention
-from pbe_model.checkpoint import (
-    PARTS,
-    inspect,
-    load_parts,
-    load_weights,
-    read,
-    save_model,
-    save_official,
-    state_dict,
-)
+from pbe_model.checkpoint import PARTS, inspect, load_parts, load_weights, read, state_dict
+from pbe_model.saving import save_model, save_official
 
 from .small import SMALL, SMALL_ALL, noise, relative_error, small_model
 

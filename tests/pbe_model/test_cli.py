@@ -19,11 +19,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pbe_model import PaintByExample, edit
-from pbe_model.checkpoint import save_model, save_official, state_dict
+from pbe_model.checkpoint import state_dict
 from pbe_model.cli import main
 from pbe_model.edit import PRESETS
 from pbe_model.image_io import read_image, read_mask
 from pbe_model.painting import PAINTING
+from pbe_model.saving import save_model, save_official
 
 from .small import small_model
 

@@ -12,17 +12,10 @@ from diffusers.pipelines.deprecated import paint_by_example
 from safetensors.torch import load_file, save_file
 
 from pbe_model import V1, PaintByExample
-from pbe_model.checkpoint import (
-    convert,
-    inspect,
-    read,
-    save_diffusers,
-    save_model,
-    save_official,
-    state_dict,
-)
+from pbe_model.checkpoint import inspect, read, state_dict
 from pbe_model.cli import main
 from pbe_model.convert import FOLDERS, from_diffusers, module_table, renamed, to_diffusers
+from pbe_model.saving import convert, save_diffusers, save_model, save_official
 
 from .peers import peer_encoder, peer_unet, peer_vae
 from .small import SMALL, small_model

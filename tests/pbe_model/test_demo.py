@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pbe_model import TINY, PaintByExample, checkpoint, demo, edit
+from pbe_model import TINY, PaintByExample, checkpoint, demo, edit, saving
 from pbe_model.cli import main
 from pbe_model.image_io import read_image
 
@@ -23,7 +23,7 @@ def scenes():
 def bundled_small(tmp_path, monkeypatch):
     """A small model in the place of the bundled one, for speed."""
     path = tmp_path / "small.safetensors"
-    checkpoint.save_model(path, small_model())
+    saving.save_model(path, small_model())
     monkeypatch.setattr(checkpoint, "BUNDLED", path)
 
 

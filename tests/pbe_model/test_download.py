@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from pbe_model import PaintByExample, download
-from pbe_model.checkpoint import save_diffusers, save_official, state_dict
+from pbe_model.checkpoint import state_dict
 from pbe_model.cli import main
+from pbe_model.saving import save_diffusers, save_official
 
 from .hub import COMMIT, Hub, serve
 from .small import small_model

@@ -20,7 +20,8 @@ from pbe_model.edit import (
 )
 from pbe_model.exemplar import normalise, preprocess
 from pbe_model.image_io import read_image, write_image
-from pbe_model.region import MODES, crop, match_colour
+from pbe_model.plan import MODES
+from pbe_model.region import crop, match_colour
 from pbe_model.samplers import SAMPLERS
 
 from .small import SMALL_ALL, noise, relative_error, small_model, uniform

@@ -7,8 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pbe_model.checkpoint import save_model
 from pbe_model.encoded import EncodedExemplar, load_exemplar, save_exemplar
+from pbe_model.saving import save_model
 
 from .small import SMALL, SMALL_ALL, noise, small_model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pbe_model import PaintByExample
-from pbe_model.checkpoint import save_model
+from pbe_model.saving import save_model
 
 from .small import SMALL
 
@@ -19,7 +19,7 @@ pytestmark = [
 
 PROGRAM = """
 import re, sys, torch
-from pbe_model import PaintByExample, checkpoint
+from pbe_model import PaintByExample, checkpoint, saving
 
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) * 1024
@@ -66,7 +66,7 @@ def test_loading_maps_the_file(large):
 def test_converting_streams(large, tmp_path, layout, dtype):
     out = tmp_path / {"safetensors": "out.safetensors"}.get(layout, "out")
     kind = f"torch.{dtype}" if dtype else None
-    action = f"checkpoint.convert({str(large)!r}, {str(out)!r}, layout={layout!r}, dtype={kind})"
+    action = f"saving.convert({str(large)!r}, {str(out)!r}, layout={layout!r}, dtype={kind})"
     peak = taken(action)
     files = out.rglob("*") if out.is_dir() else [out]
     assert peak < 1.3 * sum(file.stat().st_size for file in files if file.is_file())

@@ -21,9 +21,9 @@ from transformers import CLIPConfig
 
 from pbe_model import PaintByExample, edit
 from pbe_model import mask as masks
-from pbe_model.checkpoint import save_diffusers
 from pbe_model.edit import PRESETS
 from pbe_model.image_io import write_image
+from pbe_model.saving import save_diffusers
 
 from .small import SMALL, relative_error, small_model
 

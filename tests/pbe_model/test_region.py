@@ -6,16 +6,8 @@ import pytest
 import torch
 
 from pbe_model.mask import bounding_box, expand_hole, feather_hole
-from pbe_model.region import (
-    CROPS,
-    crop,
-    match_colour,
-    photo_blend_mask,
-    plan_region,
-    plan_regions,
-    stitch,
-    stitch_all,
-)
+from pbe_model.plan import CROPS, plan_region, plan_regions
+from pbe_model.region import crop, match_colour, photo_blend_mask, stitch, stitch_all
 
 from .small import uniform
 

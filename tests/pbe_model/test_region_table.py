@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pbe_model import PaintByExample, edit
-from pbe_model.region import MODES, stitch_all
+from pbe_model.plan import MODES
+from pbe_model.region import stitch_all
 
 from .small import SMALL, small_model, uniform
 

@@ -11,16 +11,15 @@ from pbe_model import PaintByExample
 from pbe_model.checkpoint import (
     START,
     Checkpoint,
-    convert,
     inspect,
     load_parts,
     read,
-    save_diffusers,
     starting_point,
     state_dict,
 )
 from pbe_model.cli import main
 from pbe_model.convert import to_diffusers
+from pbe_model.saving import convert, save_diffusers
 
 from .peers import peer_unet, peer_vae
 from .small import SMALL, noise, randomise, relative_error, small_model

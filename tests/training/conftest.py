@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pbe_model import PaintByExample, checkpoint
+from pbe_model import PaintByExample, saving
 from pbe_model.config import CONFIGS
 
 from .runs import SMALL, randomise, write_pairs, write_photos
@@ -30,7 +30,7 @@ def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = PaintByExample(SMALL)
     randomise(model.vae)
     path = tmp_path_factory.mktemp("first_stage") / "first_stage.safetensors"
-    checkpoint.save_model(path, model, parts=("vae",), metadata={"training": {"steps": 0}})
+    saving.save_model(path, model, parts=("vae",), metadata={"training": {"steps": 0}})
     return path
 
 
@@ -46,5 +46,5 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = PaintByExample(SMALL)
     randomise(model)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    checkpoint.save_model(path, model)
+    saving.save_model(path, model)
     return path

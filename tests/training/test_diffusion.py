@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pbe_model import PaintByExample, checkpoint
+from pbe_model import PaintByExample, checkpoint, saving
 from pbe_model.unet import UNet
 from training.data import collate
 from training.diffusion import Diffusion, initialise
@@ -126,7 +126,7 @@ def test_a_run_starts_from_stable_diffusion(
     tensors["cond_stage_model.transformer.text_model.final_layer_norm.bias"] = torch.zeros(3)
     path = tmp_path / "sd.ckpt"
     torch.save({"state_dict": tensors}, path)
-    checkpoint.convert(path, tmp_path / "start.safetensors", layout="safetensors")
+    saving.convert(path, tmp_path / "start.safetensors", layout="safetensors")
     for init in (path, tmp_path / "start.safetensors"):
         unet = stage(photos, tmp_path, init).model.unet.state_dict()
         for name, tensor in source.unet.state_dict().items():
