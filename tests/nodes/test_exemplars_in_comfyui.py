@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pbe_model import TINY, PaintByExample
-from pbe_model.checkpoint import save_model
 from pbe_model.encoded import EncodedExemplar, load_exemplar, save_exemplar
 from pbe_model.exemplar import normalise, preprocess
 from pbe_model.mask import augment
+from pbe_model.saving import save_model
 
 from .host import Host, HostError, Prompt, Run
 
