@@ -14,6 +14,8 @@ from .adapter import Conditioning
 from .category import CATEGORY
 from .folders import EXEMPLAR_FOLDER, saved_exemplars
 
+NONE = "none saved yet"
+
 
 class PBESaveExemplar(io.ComfyNode):
     """Writes what Exemplar Encoder made to the output folder."""
@@ -75,7 +77,7 @@ class PBELoadExemplar(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "exemplar",
-                    options=folder_paths.get_filename_list(EXEMPLAR_FOLDER),
+                    options=folder_paths.get_filename_list(EXEMPLAR_FOLDER) or [NONE],
                     tooltip=(
                         "A file in output/exemplars or models/pbe_exemplars. Press R to see those "
                         "that have just been saved."
@@ -99,10 +101,14 @@ class PBELoadExemplar(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, exemplar: str) -> float:
         """Changes when the file does, so that a replaced exemplar is loaded again."""
-        return os.path.getmtime(_path(exemplar))
+        return os.path.getmtime(_path(exemplar)) if exemplar != NONE else 0.0
 
     @classmethod
     def execute(cls, exemplar: str) -> io.NodeOutput:
+        if exemplar == NONE:
+            raise ValueError(
+                "there is no saved exemplar yet; run Save Exemplar once, then press R and choose it"
+            )
         loaded = load_exemplar(_path(exemplar))
         return io.NodeOutput([[loaded.positive, {}]], [[loaded.negative, {}]])
 

@@ -4,12 +4,14 @@ The page (litegraph) stores widget values as a bare list, in the order in which 
 widgets; the server wants them by name. The order follows from `/object_info`: required inputs, then
 optional ones, skipping those that are sockets. Two kinds of widgets exist on the page only and hold
 a place in the list: "control after generate" behind a seed, and the upload button behind a file.
+An input that grows ("Autogrow") is a row of sockets, such as `masks.mask0` and `masks.mask1`.
 Subgraphs, reroutes, and muted or bypassed nodes are refused, since the shipped workflows have none.
 """
 
 from typing import Any
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+GROWING = "COMFY_AUTOGROW_V3"
 PAGE_ONLY_NODES = {"Note", "MarkdownNote"}
 SEED_NAMES = {"seed", "noise_seed"}
 
@@ -36,22 +38,32 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
             raise ValueError(f"node {node['id']}: the host knows no {node['type']!r}")
         if node.get("mode", 0) != 0:
             raise ValueError(f"node {node['id']} ({node['type']}) is muted or bypassed")
-        inputs = _widget_values(node, _input_specs(object_info[node["type"]]))
+        specs, required = _input_specs(object_info[node["type"]])
+        inputs = _widget_values(node, specs)
         for socket in node.get("inputs", []):
             if socket.get("link") is not None:
                 inputs[socket["name"]] = sources[socket["link"]]
-        _check_names(node, inputs, object_info[node["type"]])
+        _check_names(node, set(inputs), set(specs), required)
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
 
 
-def _input_specs(info: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Type and options of every input of a node, in the page's order."""
-    specs = {}
+def _input_specs(info: dict[str, Any]) -> tuple[dict[str, tuple[Any, dict[str, Any]]], set[str]]:
+    """Type and options of every input of a node, in the page's order, and the required names."""
+    specs, required = {}, set()
     for group in ("required", "optional"):
-        for name, spec in info["input"].get(group, {}).items():
-            specs[name] = (spec[0], spec[1] if len(spec) > 1 else {})
-    return specs
+        for name, (kind, *options) in info["input"].get(group, {}).items():
+            if kind == GROWING:
+                template = options[0]["template"]
+                names = [f"{name}.{template['prefix']}{i}" for i in range(template["max"])]
+                least = template["min"]
+                ((kind, *options),) = template["input"]["required"].values()
+            else:
+                names, least = [name], 1
+            specs |= dict.fromkeys(names, (kind, options[0] if options else {}))
+            if group == "required":
+                required.update(names[:least])
+    return specs, required
 
 
 def _widget_values(node: dict[str, Any], specs: dict[str, tuple[Any, dict]]) -> dict[str, Any]:
@@ -77,9 +89,10 @@ def _widget_values(node: dict[str, Any], specs: dict[str, tuple[Any, dict]]) -> 
     return inputs
 
 
-def _check_names(node: dict[str, Any], inputs: dict[str, Any], info: dict[str, Any]) -> None:
-    required, known = set(info["input"].get("required", {})), set(_input_specs(info))
-    if missing := required - set(inputs):
+def _check_names(
+    node: dict[str, Any], given: set[str], known: set[str], required: set[str]
+) -> None:
+    if missing := required - given:
         raise ValueError(f"node {node['id']} ({node['type']}): {sorted(missing)} are not connected")
-    if foreign := set(inputs) - known:
+    if foreign := given - known:
         raise ValueError(f"node {node['id']} ({node['type']}) has no inputs {sorted(foreign)}")

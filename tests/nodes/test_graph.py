@@ -85,3 +85,24 @@ def test_widgets_that_came_after_the_file_was_saved_take_their_default():
     workflow = copy.deepcopy(WORKFLOW)
     workflow["nodes"][0]["widgets_values"] = ["b", "image"]
     assert to_prompt(workflow, INFO)["1"]["inputs"] == {"file": "b", "strength": 1.0}
+
+
+def test_an_input_that_grows_is_a_row_of_sockets():
+    template = {"input": {"required": {"mask": ["MASK", {}]}}, "prefix": "mask", "min": 1, "max": 3}
+    info = {"input": {"required": {"masks": ["COMFY_AUTOGROW_V3", {"template": template}]}}}
+
+    def batch(*links: int | None) -> dict:
+        sockets = [{"name": f"masks.mask{i}", "link": link} for i, link in enumerate(links)]
+        nodes = [{"id": 2, "type": "Batch", "inputs": sockets}]
+        return {"nodes": nodes, "links": [[7, 1, 0, 2, 0, "MASK"], [8, 1, 1, 2, 1, "MASK"]]}
+
+    assert to_prompt(batch(7, 8, None), {"Batch": info})["2"]["inputs"] == {
+        "masks.mask0": ["1", 0],
+        "masks.mask1": ["1", 1],
+    }
+    for links, message in (
+        ((None, 8), r"\['masks.mask0'\] are not connected"),
+        ((7, 7, 7, 8), r"has no inputs \['masks.mask3'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            to_prompt(batch(*links), {"Batch": info})

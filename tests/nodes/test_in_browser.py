@@ -32,6 +32,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict:
         pytest.skip("no playwright-core: `make browser` installs it")
     folder = tmp_path_factory.mktemp("browser")
     with Host.start(*found, REPOSITORY, folder / "base", name=PACK) as host:
+        exemplars = host.object_info("PBELoadExemplar")["PBELoadExemplar"]["input"]["required"]
         script = Path(__file__).with_name("browser.mjs")
         done = subprocess.run(
             ["node", str(script), f"http://{host.address}/", PACK, CHROMIUM, str(folder)],
@@ -41,7 +42,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict:
             timeout=400,
         )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return {**json.loads(done.stdout.splitlines()[-1]), "exemplars": exemplars["exemplar"]}
 
 
 def test_the_template_loads_without_red_boxes_or_errors(seen: dict):
@@ -61,6 +62,10 @@ def test_queueing_it_shows_progress_and_the_picture(seen: dict):
 def test_the_help_page_is_shown(seen: dict):
     first = next(line for line in HELP.read_text().splitlines() if line and line[0] not in "#|!")
     assert first.replace("`", "").replace("*", "")[:60] in seen["help"]
+
+
+def test_a_list_without_files_says_so(seen: dict):
+    assert "none saved yet" in json.dumps(seen["exemplars"])
 
 
 def test_labels_are_translated(seen: dict):
