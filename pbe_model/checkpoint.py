@@ -118,7 +118,9 @@ def read(path: str | Path, *, ema: bool = False) -> Checkpoint:
         if not isinstance(nested, dict):
             raise ValueError(f"{path}: its 'state_dict' is no dictionary; it is no model")
         loaded = {k: v for k, v in nested.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        renamed, metadata, kind = {}, {}, "official ckpt"
+        stated = outer.get(METADATA_KEY)
+        metadata = {METADATA_KEY: stated} if isinstance(stated, str) else {}
+        renamed, kind = {}, "official ckpt"
     if ema:
         loaded |= _moving_average(path, loaded)
     tensors, dropped = {}, []

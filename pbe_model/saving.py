@@ -79,7 +79,9 @@ def save_official(
 ) -> None:
     """Write the official layout: a torch file whose `state_dict` has the official names.
 
-    Appears whole or not at all. The published file is float32; `None` keeps what the weights are.
+    Beside it stands the configuration, which shapes do not tell in full; other readers pass over
+    it. Appears whole or not at all. The published file is float32; `None` keeps what the weights
+    are.
 
     Raises:
         ValueError: As `save_model`.
@@ -93,7 +95,8 @@ def save_official(
     positions = tensors[TOWER + "embeddings.position_embedding.weight"].shape[0]
     tensors[_POSITION_IDS] = torch.arange(positions)[None]
     with replacing(Path(path)) as part, Releasing(part, pages or Pages([], part)) as file:
-        torch.save({"state_dict": tensors}, file)
+        stated = json.dumps(model.config.to_dict())
+        torch.save({"state_dict": tensors, METADATA_KEY: stated}, file)
 
 
 def save_diffusers(

@@ -125,7 +125,9 @@ def test_official_round_trip(tmp_path, model, tensors):
     written = torch.load(path, weights_only=True)["state_dict"]
     assert written.keys() == {*tensors, *model.schedule.buffers(), POSITION_IDS}
     assert torch.equal(written[POSITION_IDS], torch.arange(5)[None])
-    assert_same(PaintByExample.from_checkpoint(path), model)
+    loaded = PaintByExample.from_checkpoint(path)
+    assert_same(loaded, model)
+    assert loaded.config == SMALL  # with the resolution, which no shape tells
     assert [p.name for p in tmp_path.iterdir()] == ["model.ckpt"]
 
 

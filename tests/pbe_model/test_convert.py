@@ -192,7 +192,7 @@ def test_the_command_converts(tmp_path, model, layout, capsys):
     kept = len(state_dict(model))
     assert f"{kept} tensors kept, 0 names changed" in said
     assert "dropped     13: betas, " in said and "missing     none" in said
-    found = state_dict(PaintByExample.from_checkpoint(out, config=SMALL))
+    found = state_dict(PaintByExample.from_checkpoint(out))
     assert all(torch.equal(found[n], t) for n, t in state_dict(model).items())
 
 
