@@ -48,8 +48,8 @@ class Parts:
         self.contexts = [torch.randn(1, 77, 768) for _ in range(2)]
         self.plain = self.latents(self.theirs)
 
-    def latents(self, model, contexts=None, control=None, denoise: float = 1.0) -> torch.Tensor:
-        """Two guided steps from the same noise."""
+    def latents(self, model, contexts=None, control=None) -> torch.Tensor:
+        """A guided step from noise."""
         photo = {
             "concat_latent_image": torch.randn(1, 4, SIDE, SIDE),
             "concat_mask": torch.ones(1, 8 * SIDE, 8 * SIDE),
@@ -60,8 +60,8 @@ class Parts:
         conditions = [[[context, dict(entries)]] for context in contexts or self.contexts]
         noise = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
         return comfy.sample.sample(
-            model, noise, 2, 3.0, "euler", "normal", *conditions, torch.zeros_like(noise),
-            denoise=denoise, disable_pbar=True, seed=0,
+            model, noise, 1, 3.0, "euler", "normal", *conditions, torch.zeros_like(noise),
+            disable_pbar=True, seed=0,
         )  # fmt: skip
 
 
