@@ -4,12 +4,15 @@ import ast
 import json
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE_FILES = sorted((ROOT / "nodes").rglob("*.py"))
+WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 LANGUAGES = ("en", "ko", "zh", "ja")
 
 
@@ -57,11 +60,51 @@ def test_only_the_adapter_touches_comfyui_internals():
             assert all(m.split(".")[0] in allowed for m in host), f"{path.name} imports {host}"
 
 
-def test_every_workflow_has_a_thumbnail():
-    workflows = sorted((ROOT / "example_workflows").glob("*.json"))
-    assert workflows
-    for path in workflows:
-        assert path.with_suffix(".jpg").is_file(), f"{path.name} has no thumbnail"
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_workflow_has_a_thumbnail(path: Path):
+    with Image.open(path.with_suffix(".jpg")) as thumbnail:
+        assert thumbnail.format == "JPEG" and thumbnail.size == (480, 360)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_links_of_a_workflow_join_sockets_of_their_type(path: Path):
+    """The page believes the file, so a link has to stand right in it and at both its ends."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    told = set()
+    for link, source, slot, target, socket, kind in workflow["links"]:
+        output, given = nodes[source]["outputs"][slot], nodes[target]["inputs"][socket]
+        assert output["type"] == given["type"] == kind
+        assert link in output["links"] and given["link"] == link
+        told.add(link)
+    outputs = [link for node in nodes.values() for o in node["outputs"] for link in o["links"]]
+    inputs = [i["link"] for node in nodes.values() for i in node["inputs"] if i["link"] is not None]
+    assert sorted(outputs) == sorted(inputs) == sorted(told)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_nodes_of_a_workflow_do_not_overlap(path: Path):
+    """With a title bar of 30 pixels above each, and a preview of 220 below a sampler that runs."""
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    boxes = []
+    for node in nodes:
+        (x, y), (width, height) = node["pos"], node["size"]
+        preview = 220 if node["type"] in ("PBEInpaintSampler", "KSampler") else 0
+        boxes.append((x, y - 30, x + width, y + height + preview))
+    for a, b in combinations(boxes, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{a} over {b}"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_explains_itself_and_names_the_models_it_needs(path: Path):
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    (note,) = (node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+    for node in nodes:
+        for model in node["properties"].get("models", []):
+            assert model["name"] in node["widgets_values"]
+            assert model["url"].endswith(f"/{model['name']}")
+            assert f"[{model['name']}]({model['url']})" in note
+            assert f"`ComfyUI/models/{model['directory']}`" in note
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
