@@ -307,9 +307,8 @@ def edit(
     )
     crops = (model.decode(latent.to(model.dtype)).float().movedim(1, -1) + 1) / 2  # (N K, h, w, 3)
     if not torch.isfinite(crops).all():
-        raise ValueError(
-            f"the result is not finite in {model.dtype}; load the model as float32 or bfloat16"
-        )
+        remedy = "load it as float32" if model.dtype != torch.float32 else "lower the similarity"
+        raise ValueError(f"the result is not finite with the model in {model.dtype}; {remedy}")
     if colour_match:
         originals, holes = (_tiled(rows, len(crops)).to(crops) for rows in (cropped, cropped_masks))
         crops = match_colour(crops, originals, holes)

@@ -158,7 +158,9 @@ def test_the_options_have_the_defaults_of_edit(capsys):
     [
         {"steps": 2}, {"similarity": 0}, {"seed": 1}, {"sampler": "plms"}, {"region": "whole"},
         {"strength": 0.5, "steps": 2}, {"fit": "crop"}, {"exemplar_mask": "part.png"},
-        {"dtype": "bf16"}, {"region": "squash"}, {"posterior": "sample"},
+        {"dtype": "bf16"}, {"region": "squash"}, {"posterior": "sample"}, {"context": 3},
+        {"blend": 0}, {"resolution": 48}, {"context_mask": "corner.png"},
+        {"blend_mask": "corner.png"},
     ],
     ids=lambda option: next(iter(option)),
 )  # fmt: skip
@@ -166,12 +168,15 @@ def test_every_option_matters(arguments, option):
     part = np.zeros(EXEMPLAR.shape[:2], np.uint8)
     part[:10, :10] = 255
     Image.fromarray(part).save("part.png")
+    corner = np.zeros_like(HOLE)
+    corner[12:35, 20:48] = 255
+    Image.fromarray(corner).save("corner.png")
     assert main(arguments(out="plain.png")) == 0
     assert main(arguments(**option)) == 0
     assert (pixels("out.png") != pixels("plain.png")).any()
 
 
-@pytest.mark.parametrize("flag", ["--no-paste-back", "--truncate"])
+@pytest.mark.parametrize("flag", ["--no-paste-back", "--truncate", "--colour-match"])
 def test_every_switch_matters(arguments, flag):
     assert main(arguments(out="plain.png")) == 0
     assert main([*arguments(), flag]) == 0
@@ -180,6 +185,19 @@ def test_every_switch_matters(arguments, flag):
         assert changed.shape == (32, 32, 3)
     else:
         assert changed.shape == plain.shape and (changed != plain).any()
+
+
+def test_each_hole_gets_a_crop_of_its_own(arguments):
+    photo = RNG.integers(0, 256, (40, 400, 3), dtype=np.uint8)
+    holes = np.zeros((40, 400), np.uint8)
+    holes[10:20, 15:30] = holes[10:20, 350:365] = 255
+    Image.fromarray(photo).save("photo.png")
+    Image.fromarray(holes).save("mask.png")
+    assert main(arguments(region="each")) == 0
+    changed = (pixels("out.png") != photo).any(-1)
+    assert changed[holes > 0].mean() > 0.9 and not changed[:, 60:320].any()
+    assert main([*arguments(region="each"), "--no-paste-back"]) == 0
+    assert pixels("out-1.png").shape == pixels("out-2.png").shape == (32, 32, 3)
 
 
 def test_several_images_are_numbered_and_each_can_be_drawn_alone(arguments, folder, capsys):
@@ -319,6 +337,11 @@ def test_an_interrupt_writes_nothing(arguments, folder, capsys):
         ({"dtype": "int8"}, "'int8'"),
         ({"attention": "flash"}, "'flash'"),
         ({"device": "abacus"}, "'abacus'"),
+        ({"context": 0.5}, "context is 0.5"),
+        ({"blend": -1}, "blend is -1"),
+        ({"resolution": 33}, "resolution 33"),
+        ({"context_mask": "nowhere.png"}, "nowhere.png"),
+        ({"blend_mask": "black.png"}, "black.png is empty"),
         ({"device": "meta"}, "'meta'"),
         ({"device": "cuda:99"}, "'cuda:99'"),
         ({"image": None}, "--image"),
