@@ -42,7 +42,7 @@ def test_cancel_ends_within_two_steps_and_the_next_run_is_unharmed(host: Host):
             host.interrupt()
 
     # Steps as slow as those of a large model, so that they can be counted.
-    prompt = graph(f"paint_by_example/{NAMES[0]}", seed=2, steps=30, resolution=384)
+    prompt = graph(f"paint_by_example/{NAMES[0]}", seed=2, steps=30, resolution=256)
     run = host.run(prompt, on_progress=cancel)
     assert run.interrupted and run.error is None
     assert run.progress[-1][1] <= 4
