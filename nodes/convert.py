@@ -6,9 +6,9 @@ repaint, at any size.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..pbe_model.mask import resize_mask
 from .adapter import Conditioning
 
 
@@ -30,10 +30,7 @@ def rgb(image: Tensor) -> Tensor:
 def mask_like(mask: Tensor, image: Tensor) -> Tensor:
     """A MASK at the size of an IMAGE, (B, H, W); stretched where its aspect differs."""
     mask = mask.float().reshape(-1, *mask.shape[-2:])
-    size = tuple(image.shape[1:3])
-    if tuple(mask.shape[-2:]) == size:
-        return mask
-    return F.interpolate(mask[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
+    return resize_mask(mask, (image.shape[1], image.shape[2]))
 
 
 def batch_size(**counts: int) -> int:

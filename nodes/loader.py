@@ -93,15 +93,16 @@ class PBELoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str, weight_dtype: str, attention: str) -> io.NodeOutput:
-        path = _path(checkpoint)
-        parts = PaintByExample.from_checkpoint(path, dtype=None)
-        model, vae = _host_models(parts, weight_dtype, attention)
-        model.cached_patcher_init = (_reload, (path, weight_dtype, attention))
-        return io.NodeOutput(model, HostEncoder.wrap(parts.encoder), vae)
+        arguments = (_path(checkpoint), weight_dtype, attention)
+        model, encoder, vae = _load(*arguments)
+        # How the host gets the MODEL once more, to compile it or for another card.
+        model.cached_patcher_init = (_load, arguments, 0)
+        return io.NodeOutput(model, encoder, vae)
 
 
-def _host_models(parts: PaintByExample, weight_dtype: str, attention: str, dynamic: bool = True):
-    """Denoiser and first stage in the host's clothes."""
+def _load(path: str | None, weight_dtype: str, attention: str, disable_dynamic: bool = False):
+    """A checkpoint as MODEL, PBE_ENCODER and VAE."""
+    parts = PaintByExample.from_checkpoint(path, dtype=None)
     config = parts.config
     vae = load_vae(config.vae, parts.vae.state_dict())
     model = load_model(
@@ -110,15 +111,9 @@ def _host_models(parts: PaintByExample, weight_dtype: str, attention: str, dynam
         latent_format(config.vae, vae),
         weight_dtype=WEIGHT_DTYPES[weight_dtype],
         attention=attention,
-        dynamic=dynamic,
+        dynamic=not disable_dynamic,
     )
-    return model, vae
-
-
-def _reload(path: str | None, weight_dtype: str, attention: str, disable_dynamic: bool = False):
-    """The MODEL once more, as the host asks for it when it compiles it or has several cards."""
-    parts = PaintByExample.from_checkpoint(path, dtype=None)
-    return _host_models(parts, weight_dtype, attention, dynamic=not disable_dynamic)[0]
+    return model, HostEncoder.wrap(parts.encoder), vae
 
 
 def _choices() -> list[str]:

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -204,6 +205,7 @@ def state_dict(model: PaintByExample, parts: Iterable[str] = tuple(PARTS)) -> di
     }
 
 
+@lru_cache(maxsize=1)
 def _expected(config: PBEConfig) -> dict[str, Tensor]:
     """What a complete checkpoint holds: official names, and shapes without memory."""
     with torch.device("meta"):

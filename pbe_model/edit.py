@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import mask as masks
@@ -275,7 +274,8 @@ def edit(
     _check(image, given, exemplar, num_images, similarity, seed)
     if posterior not in POSTERIORS:
         raise ValueError(f"unknown posterior {posterior!r}; choose one of {', '.join(POSTERIORS)}")
-    sized = {name: _resized(mask, image) for name, mask in given.items()}
+    size = (image.shape[0], image.shape[1])
+    sized = {name: masks.resize_mask(mask, size) for name, mask in given.items()}
     regions = plan_regions(
         **sized,
         mode=region,
@@ -317,14 +317,6 @@ def edit(
     crops = crops.to(image)
     images = stitch_all(image[None], crops, regions) if paste_back else crops
     return EditResult(images=images, crops=crops, regions=regions)
-
-
-def _resized(mask: Tensor, image: Tensor) -> Tensor:
-    """A mask at the size of an image, `(H, W)`; stretched where its aspect differs."""
-    size = image.shape[:2]
-    if mask.shape == size:
-        return mask
-    return F.interpolate(mask[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
 
 
 def _check(

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .files import replacing
+from .mask import resize_mask
 
 SUFFIXES: dict[str, str] = {
     ".png": "PNG",
@@ -108,10 +108,8 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
         hole_mask = alpha
     else:
         hole_mask = 1 - alpha
-    if size is not None and tuple(hole_mask.shape) != tuple(size):
-        hole_mask = F.interpolate(
-            hole_mask[None, None], size=tuple(size), mode="bilinear", antialias=True
-        )[0, 0]
+    if size is not None:
+        hole_mask = resize_mask(hole_mask, size)
     if not (hole_mask > 0.5).any():
         raise ValueError(
             f"the mask {path} is empty: nothing in it is brighter than mid-grey; "

@@ -145,6 +145,23 @@ def _curve_points(nodes: tuple[tuple[float, float], ...]) -> np.ndarray:
 # ---- what an artist does to a mask -------------------------------------------------------------
 
 
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask at another size, antialiased; stretched where the aspect differs.
+
+    Args:
+        mask: (..., H, W) float.
+        size: (h, w).
+
+    Returns:
+        (..., h, w).
+    """
+    if tuple(mask.shape[-2:]) == tuple(size):
+        return mask
+    flat = mask.reshape(-1, 1, *mask.shape[-2:])
+    resized = F.interpolate(flat, size=tuple(size), mode="bilinear", antialias=True)
+    return resized.reshape(*mask.shape[:-2], *size)
+
+
 def bounding_box(hole_mask: Tensor, threshold: float = 0.5) -> Box:
     """Smallest box around the hole.
 

@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pbe_model import TINY, PaintByExample, edit
-from pbe_model.checkpoint import BUNDLED
 from pbe_model.config import VAEConfig
 from pbe_model.image_io import read_image, read_mask
 from pbe_model.saving import save_diffusers, save_model
@@ -201,15 +200,11 @@ def test_shipped_workflow_runs_as_it_stands(host: Host, path: Path):
             for error in complaint["errors"]
         } == {(node, "value_not_in_list", name) for node, name in missing.items()}
         return
-    if not BUNDLED.is_file():
-        pytest.skip("the bundled model is not there yet")
     painted_in_full(host, workflow)
 
 
 def test_an_upscaled_crop_runs_with_an_upscale_model(host: Host):
     """The smallest one that the host loads: without weights its layers repeat each pixel."""
-    if not BUNDLED.is_file():
-        pytest.skip("the bundled model is not there yet")
     path = ROOT / "example_workflows/edit_then_upscale_model.json"
     workflow = json.loads(path.read_text(encoding="utf-8"))
     shapes = {"0": (4, 3, 3, 3), "1": (4,), "2": (4, 4, 3, 3), "3": (4,), "4": (48, 4, 3, 3)}

@@ -3,7 +3,6 @@
 import collections
 import importlib.util
 import io
-import os
 import pickle
 import random
 import struct
@@ -12,25 +11,14 @@ import tarfile
 import types
 import warnings
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
 
 from pbe_model.unpickle import Inert, load_tensors
 
+from .hostile import Command
 from .small import noise
-
-
-class Command:
-    """Pickles as a call of `os.system`, the classic attack."""
-
-    def __init__(self, marker: Path) -> None:
-        self.command = f"touch {marker}"
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
 
 FOREIGN = """
 import collections, enum
