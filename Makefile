@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint browser clean
+.PHONY: demo test lint browser peers clean
 
 demo: $(VENV)/ready
 	$(BIN)/pbe demo --out demo_out
@@ -20,6 +20,13 @@ lint: $(VENV)/ready
 # For the tests that open ComfyUI's page; chromium and npm come from the system.
 browser: $(VENV)/ready
 	npm install --silent --no-fund --no-audit --prefix $(VENV)/browser playwright-core
+
+# For the tests and the benchmark that compare training data with the paper's: its own libraries, without what
+# they would drag in (imgaug fails with numpy 2). albumentations 0.4.3 needs a setuptools of its time to build.
+peers: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/peers 'setuptools<81' wheel
+	PYTHONPATH=$(CURDIR)/$(VENV)/peers $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation \
+		albumentations==0.4.3 bezier==2024.6.20
 
 # torch first: later packages then find it there and fetch no other build.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -117,7 +117,7 @@ class Done:
 
 
 def read_edits(
-    path: Path, out: Path, options: dict[str, Any], checkpoint: str | None
+    path: Path, out: Path, options: dict[str, Any], model: dict[str, Any]
 ) -> tuple[list[Edit], dict[int, str]]:
     """The edits of a file.
 
@@ -125,7 +125,7 @@ def read_edits(
         path: A JSON object a line: the options of `pbe edit` by name, files relative to `path`.
         out: Folder for the results; made if its parent exists.
         options: Keyword arguments of `edit` for lines that do not say otherwise.
-        checkpoint: What paints, for the note.
+        model: What paints, for the note.
 
     Returns:
         The edits, and for lines that make no sense what is wrong with them.
@@ -145,7 +145,7 @@ def read_edits(
         if not text.strip():
             continue
         try:
-            one = _parse(parser, text, number, path.parent, out, options, checkpoint)
+            one = _parse(parser, text, number, path.parent, out, options, model)
             for result in one.results:
                 if owners.setdefault(result, number) != number:
                     raise ValueError(f"{result} is the result of line {owners[result]} already")
@@ -179,7 +179,7 @@ def _parse(
     folder: Path,
     out: Path,
     options: dict[str, Any],
-    checkpoint: str | None,
+    model: dict[str, Any],
 ) -> Edit:
     try:
         values = json.loads(text)
@@ -201,7 +201,7 @@ def _parse(
             "is not known before; leave paste-back on, or use pbe edit"
         )
     note = {name: values[name] for name in FILES if name in values}
-    note |= {"checkpoint": checkpoint, **merged}
+    note |= {**model, **merged}
     return Edit(number, out / name, args, merged, json.dumps(note, sort_keys=True))
 
 

@@ -22,6 +22,7 @@ from .attention import BACKENDS
 from .commandline import DTYPES, Parser, add_command, check_parent, run, usable_device
 from .edit import edit
 from .image_io import image_format
+from .lora import apply_lora, parse_lora
 from .model import PaintByExample
 from .painting import add_files, add_painting, painting, read_inputs, write_results
 from .samplers import Callback
@@ -114,18 +115,26 @@ def _parser() -> Parser:
 def _add_model(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--checkpoint", metavar="FILE", help="model; the bundled demo model if left out")
+    add(
+        "--lora", action="append", default=[], metavar="FILE[:STRENGTH]",
+        help="adapter to merge into it, of strength 1 if left out; may be given several times",
+    )  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one, else cpu]")
     add("--dtype", choices=DTYPES, default="fp32", help="type of the weights [%(default)s]")
     add("--attention", choices=["auto", *BACKENDS], default="auto", help="[%(default)s]")
 
 
 def _model(args: argparse.Namespace) -> PaintByExample:
-    return PaintByExample.from_checkpoint(
+    adapters = [parse_lora(text) for text in args.lora]
+    model = PaintByExample.from_checkpoint(
         args.checkpoint,
         device=usable_device(args.device),
         dtype=DTYPES[args.dtype],
         attention=args.attention,
     )
+    for path, strength in adapters:
+        apply_lora(model, path, strength)
+    return model
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -155,7 +164,8 @@ def _batch(args: argparse.Namespace) -> int:
     processes = batch.Processes.of_environment()
     if args.device is None and torch.cuda.is_available():
         args.device = f"cuda:{processes.local_rank}"
-    edits, problems = batch.read_edits(args.edits, args.out, painting(args), args.checkpoint)
+    model = {"checkpoint": args.checkpoint, **({"lora": args.lora} if args.lora else {})}
+    edits, problems = batch.read_edits(args.edits, args.out, painting(args), model)
     if processes.rank == 0:
         for line, problem in problems.items():
             batch.report(line, problem)

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
 Tokens = Literal["class", "all"]
+Prediction = Literal["epsilon", "v"]
 
 _LARGEST = 65536  # of any size or count in a configuration: files may claim anything
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """Denoiser: nine latent channels in, predicted noise out."""
+    """Denoiser: nine latent channels in, predicted noise (or v) out."""
 
     in_channels: int = 9
     out_channels: int = 4
@@ -66,11 +67,32 @@ class ExemplarConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Noise schedule: betas linear in their square root (the "linear" of latent diffusion)."""
+    """Noise schedule: betas linear in their square root (the "linear" of latent diffusion).
+
+    Attributes:
+        prediction: What the denoiser says of `x = sqrt(a) * x_0 + sqrt(1 - a) * eps`: the noise
+            `"epsilon"`, or `"v"`, `sqrt(a) * eps - sqrt(1 - a) * x_0` (arXiv 2202.00512).
+        zero_terminal_snr: Rescale the betas so that the last timestep is noise alone (arXiv
+            2305.08891, section 3.1). Predicting the noise says nothing there, so it takes `"v"`.
+    """
 
     num_timesteps: int = 1000
     linear_start: float = 0.00085
     linear_end: float = 0.012
+    prediction: Prediction = "epsilon"
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("prediction", self.prediction, Prediction)
+        if type(self.zero_terminal_snr) is not bool:
+            raise ValueError(f"zero_terminal_snr is {self.zero_terminal_snr!r}; give true or false")
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ValueError(
+                "zero_terminal_snr does not go with prediction 'epsilon', which says nothing of "
+                "the picture where there is no signal; use prediction 'v'"
+            )
+        if self.zero_terminal_snr and self.num_timesteps == 1:
+            raise ValueError("zero_terminal_snr needs at least 2 timesteps, and num_timesteps is 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +113,7 @@ class PBEConfig:
     resolution: int = 512
 
     def __post_init__(self) -> None:
-        if self.tokens not in get_args(Tokens):
-            raise ValueError(
-                f"unknown tokens {self.tokens!r}; choose from {list(get_args(Tokens))}"
-            )
+        _check_choice("tokens", self.tokens, Tokens)
         _check_numbers(self)
 
     @property
@@ -117,13 +136,18 @@ class PBEConfig:
         return _from_dict(cls, values)
 
 
+def _check_choice(name: str, value: object, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"unknown {name} {value!r}; choose from {list(get_args(choices))}")
+
+
 def _check_numbers(config: Any) -> None:
     for entry in fields(config):
         value = getattr(config, entry.name)
         if is_dataclass(value):
             _check_numbers(value)
-        elif entry.name == "tokens":
-            continue
+        elif isinstance(entry.default, (str, bool)):
+            continue  # each is checked where it stands
         elif isinstance(entry.default, float):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not (number and math.isfinite(value) and value > 0):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import ExemplarConfig, PBEConfig, UNetConfig, VAEConfig
+from .config import ExemplarConfig, PBEConfig, Prediction, ScheduleConfig, UNetConfig, VAEConfig
 from .exemplar import CLIP_MEAN, CLIP_STD
 
 FOLDERS = {
@@ -23,6 +23,11 @@ FOLDERS = {
     "image_encoder": "model.safetensors",
 }
 """Subfolders of a diffusers folder that hold weights, and the file that they are written to."""
+
+SCHEDULER = "scheduler/scheduler_config.json"
+"""Where such a folder has its noise schedule."""
+
+_PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v"}
 
 _RESIDUAL = {
     "in_layers.0": "norm1",
@@ -206,8 +211,9 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
     """The architecture of a diffusers folder.
 
     Args:
-        configs: What `config.json` says in each of `FOLDERS`; without an image encoder the folder
-            is one of Stable Diffusion, of which Paint by Example can be trained.
+        configs: What `config.json` says in each of `FOLDERS`, and under `SCHEDULER` that file;
+            without an image encoder the folder is one of Stable Diffusion, of which Paint by
+            Example can be trained.
 
     Raises:
         ValueError: An entry that is missing or of another kind.
@@ -240,6 +246,7 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
             ),
             vae=sizes,
             exemplar=_exemplar_config(tower) if tower else ExemplarConfig(),
+            schedule=_schedule_config(configs.get(SCHEDULER, {})),
             resolution=unet["sample_size"] * sizes.downscale,
         )
     except (KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
@@ -247,6 +254,48 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
             f"its config.json files describe no Paint by Example model ({error!r}); download the "
             "folder again"
         ) from error
+
+
+def _schedule_config(scheduler: Mapping[str, Any]) -> ScheduleConfig:
+    """What the denoiser predicts; the betas are taken for the official ones, perhaps rescaled."""
+    kind = scheduler.get("prediction_type", "epsilon")
+    if kind not in _PREDICTIONS:
+        raise ValueError(
+            f"{SCHEDULER} has prediction_type {kind!r}; a denoiser can predict "
+            f"{' or '.join(_PREDICTIONS)}"
+        )
+    return ScheduleConfig(
+        prediction=_PREDICTIONS[kind],
+        zero_terminal_snr=scheduler.get("rescale_betas_zero_snr", False),
+    )
+
+
+def _scheduler_entries(schedule: ScheduleConfig) -> dict[str, Any]:
+    """The folder's scheduler: the paper's own, and DDIM for v.
+
+    Diffusers' PNDM extrapolates v itself and cannot start from pure noise.
+    """
+    entries = {
+        "_class_name": "PNDMScheduler",
+        "_diffusers_version": _DIFFUSERS,
+        "beta_end": schedule.linear_end,
+        "beta_schedule": "scaled_linear",
+        "beta_start": schedule.linear_start,
+        "num_train_timesteps": schedule.num_timesteps,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+    }
+    if schedule.prediction == "v":
+        del entries["skip_prk_steps"]
+        entries |= {
+            "_class_name": "DDIMScheduler",
+            "clip_sample": False,
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+            "timestep_spacing": "trailing" if schedule.zero_terminal_snr else "leading",
+        }
+    return entries
 
 
 def _exemplar_config(tower: Mapping[str, Any]) -> ExemplarConfig:
@@ -269,7 +318,7 @@ def diffusers_configs(config: PBEConfig) -> dict[str, dict[str, Any]]:
     unet, vae, tower = config.unet, config.vae, config.exemplar
     levels = range(len(unet.channel_mult))
     attends = [2**level in unet.attention_resolutions for level in levels]
-    schedule = config.schedule
+    scheduler = _scheduler_entries(config.schedule)
     files: dict[str, dict[str, Any]] = {
         "model_index.json": {
             "_class_name": "PaintByExamplePipeline",
@@ -278,21 +327,11 @@ def diffusers_configs(config: PBEConfig) -> dict[str, dict[str, Any]]:
             "image_encoder": ["paint_by_example", "PaintByExampleImageEncoder"],
             "requires_safety_checker": False,
             "safety_checker": [None, None],
-            "scheduler": ["diffusers", "PNDMScheduler"],
+            "scheduler": ["diffusers", scheduler["_class_name"]],
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
         },
-        "scheduler/scheduler_config.json": {
-            "_class_name": "PNDMScheduler",
-            "_diffusers_version": _DIFFUSERS,
-            "beta_end": schedule.linear_end,
-            "beta_schedule": "scaled_linear",
-            "beta_start": schedule.linear_start,
-            "num_train_timesteps": schedule.num_timesteps,
-            "set_alpha_to_one": False,
-            "skip_prk_steps": True,
-            "steps_offset": 1,
-        },
+        SCHEDULER: scheduler,
         "feature_extractor/preprocessor_config.json": {
             "image_processor_type": "CLIPImageProcessor",
             "crop_size": {"height": tower.image_size, "width": tower.image_size},
@@ -353,7 +392,8 @@ def diffusers_configs(config: PBEConfig) -> dict[str, dict[str, Any]]:
             "projection_dim": unet.context_dim,
         },
     }
-    found = diffusers_config({folder: files[f"{folder}/config.json"] for folder in FOLDERS})
+    said = {folder: files[f"{folder}/config.json"] for folder in FOLDERS}
+    found = diffusers_config({**said, SCHEDULER: scheduler})
     if found != config:
         raise ValueError(
             "diffusers' classes cannot have this architecture (they derive the mapper's layers "

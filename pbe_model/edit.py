@@ -166,7 +166,7 @@ def encode_condition(
 def guided(
     model: PaintByExample, condition: Condition, context: Tensor, similarity: float
 ) -> Denoise:
-    """The denoiser with classifier-free guidance, as samplers take it.
+    """The denoiser with classifier-free guidance, as samplers take it: noise or v, as it says.
 
     Args:
         model: To evaluate.
@@ -183,17 +183,17 @@ def guided(
         branches = {0.0: negative, 1.0: positive}.get(similarity)
         if branches is None:
             branches = torch.cat([negative, positive])
-        eps = model.predict_noise(
+        said = model.predict_noise(
             x.to(model.dtype),
             t.round(),  # it was trained on whole timesteps
             _tiled(condition.masked_latent, batch),
             _tiled(condition.keep_mask, batch),
             branches,
         ).to(x.dtype)
-        if len(eps) == batch:
-            return eps
-        eps_negative, eps_positive = eps.chunk(2)
-        return guidance(eps_negative, eps_positive, similarity)
+        if len(said) == batch:
+            return said
+        negative_said, positive_said = said.chunk(2)
+        return guidance(negative_said, positive_said, similarity)
 
     return denoise
 

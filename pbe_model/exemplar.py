@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from .config import ExemplarConfig, Tokens
 
@@ -215,6 +214,8 @@ class ImageEmbedder(nn.Module):
 
     def __init__(self, config: ExemplarConfig, tokens: Tokens) -> None:
         super().__init__()
+        from transformers import CLIPVisionConfig, CLIPVisionModel  # seconds: only where used
+
         self.tokens = tokens
         self.transformer = CLIPVisionModel(
             CLIPVisionConfig(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .convert import FOLDERS
+from .convert import FOLDERS, SCHEDULER
 from .files import Pages, read_json, read_safetensors, write_safetensors
 from .unpickle import load_tensors
 
@@ -25,6 +25,8 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 def read_folder(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     """Configurations by part, and tensors by part and name, such as `unet.conv_in.weight`.
+
+    The scheduler's configuration, which has no weights and need not be there, is under `SCHEDULER`.
 
     Args:
         path: Of Paint by Example, or of Stable Diffusion, which has no image encoder.
@@ -44,8 +46,10 @@ def read_folder(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor
                 "diffusers, or a .safetensors or .ckpt file"
             )
         configs[part] = read_json(_inside(file, path))
-        for name, tensor in _read_part(path / part, path).items():
+        for name, tensor in read_part(path / part, path).items():
             tensors[f"{part}.{name}"] = tensor
+    if (scheduler := path / SCHEDULER).is_file():
+        configs[SCHEDULER] = read_json(_inside(scheduler, path))
     return configs, tensors
 
 
@@ -95,7 +99,7 @@ def write_folder(
         ) from error
 
 
-def _read_part(folder: Path, root: Path) -> dict[str, Tensor]:
+def read_part(folder: Path, root: Path) -> dict[str, Tensor]:
     """All tensors of one subfolder: one file or shards with an index, safe files first."""
     for suffix in (".safetensors", ".bin"):
         for stem in STEMS:

@@ -31,7 +31,7 @@ Box = tuple[int, int, int, int]
 Shape = Literal["as is", "box", "bezier", "hull"]
 SHAPES: tuple[str, ...] = get_args(Shape)
 
-_CURVE_TIMES = np.arange(1, 19) * 0.05
+_CURVE_TIMES = np.arange(1, 19)[:, None] * 0.05
 _JITTER_STEPS = 5
 
 
@@ -71,8 +71,10 @@ def extend_box(
         The extended box, inside the picture.
     """
     x0, y0, x1, y1 = box
-    free = np.array([x0, y0, width - x1, height - y1])
-    left, top, right, bottom = rng.integers(0, (amount * free).astype(int), endpoint=True).tolist()
+    left, top, right, bottom = (
+        int(rng.integers(0, int(amount * free), endpoint=True))
+        for free in (x0, y0, width - x1, height - y1)
+    )
     return x0 - left, y0 - top, x1 + right, y1 + bottom
 
 
@@ -85,13 +87,7 @@ def bezier_mask(
     *,
     jitter: float = 5.0,
 ) -> np.ndarray:
-    """The paper's randomly shaped hole: a jittered polygon along four quadratic Bezier curves.
-
-    Each curve joins two corners of `box`; its control point is the middle of that side of
-    `extended_box`, so it reaches half way out to it. Points at t = 0.05, 0.10 ... 0.90 are each
-    moved by up to `jitter` pixels in x and in y. As in the official code, a point whose x or y
-    repeats, to the last bit, that of an earlier point of its curve is dropped: a side that was
-    not extended keeps one point, and of a mirrored pair of points about half lose the second.
+    """The paper's randomly shaped hole: the polygon of `bezier_outline`.
 
     Args:
         height: Of the mask, in pixels.
@@ -106,40 +102,80 @@ def bezier_mask(
         (height, width) uint8, 1 inside the polygon. Never empty where the box meets the picture:
         if jitter tears a box of a few pixels out of sight, the box itself is the hole.
     """
+    outline = bezier_outline(box, extended_box, rng, jitter=jitter)
+    hole_mask = polygon_mask(outline, (0, 0, width, height))
+    return hole_mask.copy() if hole_mask.any() else box_mask(height, width, box)
+
+
+def bezier_outline(
+    box: Box, extended_box: Box, rng: np.random.Generator, *, jitter: float = 5.0
+) -> list[float]:
+    """Jittered points along four quadratic Bezier curves around a box.
+
+    Each curve joins two corners of `box`; its control point is the middle of that side of
+    `extended_box`, so it reaches half way out to it. Points at t = 0.05, 0.10 ... 0.90 are each
+    moved by up to `jitter` pixels in x and in y. As in the official code, a point whose x or y
+    repeats, to the last bit, that of an earlier point of its curve is dropped: a side that was
+    not extended keeps one point, and of a mirrored pair of points about half lose the second.
+
+    Args:
+        box: The object's box.
+        extended_box: The same box, each side moved outward.
+        rng: Source of the jitter.
+        jitter: In pixels.
+
+    Returns:
+        x0, y0, x1, y1, ... in pixels.
+    """
     x0, y0, x1, y1 = box
     left, top, right, bottom = extended_box
     middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
-    curves = (
-        ((x0, y0), (middle_x, top), (x1, y0)),
-        ((x1, y0), (right, middle_y), (x1, y1)),
-        ((x1, y1), (middle_x, bottom), (x0, y1)),
-        ((x0, y1), (left, middle_y), (x0, y0)),
-    )
-    points = np.concatenate([_curve_points(curve) for curve in curves])  # (N, 2)
+    nodes = np.array(
+        [
+            [[x0, y0], [middle_x, top], [x1, y0]],
+            [[x1, y0], [right, middle_y], [x1, y1]],
+            [[x1, y1], [middle_x, bottom], [x0, y1]],
+            [[x0, y1], [left, middle_y], [x0, y0]],
+        ]
+    )[:, :, None]  # (4 curves, 3 nodes, 1, 2)
+    start, control, end = nodes[:, 0], nodes[:, 1], nodes[:, 2]
+    t, s = _CURVE_TIMES, 1 - _CURVE_TIMES
+    # This order of operations is the official library's: it decides which floats are equal.
+    curves = (s * start + 2 * t * control) * s + t * t * end  # (4, 18, 2)
+    points = np.array([point for curve in curves.tolist() for point in _unrepeated(curve)])
     # Whole steps of a fifth of the amplitude: at 5 pixels this is the official draw.
     steps = rng.integers(-_JITTER_STEPS, _JITTER_STEPS, size=points.shape, endpoint=True)
-    points = points + steps * (jitter / _JITTER_STEPS)
-
-    canvas = Image.new("L", (width, height))
-    ImageDraw.Draw(canvas).polygon([(x, y) for x, y in points.tolist()], fill=1)
-    hole_mask = np.array(canvas)
-    return hole_mask if hole_mask.any() else box_mask(height, width, box)
+    return (points + steps * (jitter / _JITTER_STEPS)).ravel().tolist()
 
 
-def _curve_points(nodes: tuple[tuple[float, float], ...]) -> np.ndarray:
-    """Points of a quadratic curve, (N, 2), less those that repeat a coordinate."""
-    start, control, end = np.asarray(nodes, dtype=np.float64)
-    t = _CURVE_TIMES[:, None]
-    s = 1 - t
-    # This order of operations is the official library's: it decides which floats are equal.
-    points = (s * start + 2 * t * control) * s + t * t * end
+def _unrepeated(points: list[list[float]]) -> list[list[float]]:
+    """The points less those that repeat a coordinate of an earlier one."""
     kept, seen_x, seen_y = [], set(), set()
-    for x, y in points.tolist():
+    for x, y in points:
         if x not in seen_x and y not in seen_y:
-            kept.append((x, y))
+            kept.append([x, y])
             seen_x.add(x)
             seen_y.add(y)
-    return np.array(kept)
+    return kept
+
+
+def polygon_mask(outline: list[float], window: Box, *, value: int = 1) -> np.ndarray:
+    """A window of the picture in which a polygon is filled.
+
+    Args:
+        outline: x0, y0, x1, y1, ... in pixels of the picture.
+        window: The part of the picture to draw, from 0, 0 on.
+        value: Of the pixels inside, 1 to 255; those outside are 0.
+
+    Returns:
+        (height, width) uint8 of the window, read-only.
+    """
+    # Pillow cuts coordinates to whole pixels towards zero, so they must not be moved.
+    canvas = Image.new("L", window[2:])
+    ImageDraw.Draw(canvas).polygon(outline, fill=value)
+    cut = canvas.crop(window)
+    # np.asarray(cut) would copy the bytes once more.
+    return np.frombuffer(cut.tobytes(), np.uint8).reshape(cut.height, cut.width)
 
 
 # ---- what an artist does to a mask -------------------------------------------------------------

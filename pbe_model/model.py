@@ -96,7 +96,7 @@ class PaintByExample(nn.Module):
         keep_mask: Tensor,
         context: Tensor,
     ) -> Tensor:
-        """One evaluation of the denoiser.
+        """One evaluation of the denoiser: the noise, or v if `config.schedule` says so.
 
         Args:
             noisy: `(B, 4, h, w)`.

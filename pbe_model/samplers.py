@@ -6,6 +6,9 @@ All of them solve the same ordinary differential equation, the probability flow
 knows neither guidance nor masks nor devices. Latents are scaled and in the model's own
 parametrisation `x = sqrt(a) * x_0 + sqrt(1 - a) * eps`; they keep their dtype, coefficients are
 Python floats.
+
+What the model says of `x`, the noise or v, becomes noise and clean latent in `_predict` alone. Of v
+both follow without a division, so that sampling may start where there is no signal, at `a = 0`.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from torch import Tensor
 from .schedule import NoiseSchedule, SamplingGrid, karras_grid, official_grid
 
 Denoise: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""`denoise(x, t) -> eps`: noisy latents `(B, C, H, W)`, float32 timesteps `(B,)`, noise as `x`."""
+"""`denoise(x, t)`: noisy latents `(B, C, H, W)`, float32 timesteps `(B,)`; the noise in them, or v
+where the grid's `prediction` says so, as `x`."""
 
 Callback: TypeAlias = Callable[[int, int, Tensor], None]
 """`callback(step, total, x0)` after each step, from 0, with the current guess of the latent."""
@@ -37,6 +41,9 @@ _ADAMS_BASHFORTH = {
 def guidance(eps_uncond: Tensor, eps_cond: Tensor, similarity: float) -> Tensor:
     """Classifier-free guidance, `eps(v) + s * (eps(c) - eps(v))` (arXiv 2211.13227, section 3.4).
 
+    The velocity and the clean latent are linear in the noise, and the weights sum to 1: guidance on
+    any of them is guidance on all, also where there is no signal and the noise says nothing.
+
     Args:
         eps_uncond: Prediction for the learnable vector v.
         eps_cond: Prediction for the exemplar c, same shape.
@@ -50,8 +57,8 @@ def ddim(
 ) -> Tensor:
     """DDIM without noise (Song et al., arXiv 2010.02502): Euler steps in sigma. First order."""
     for i in range(len(grid)):
-        eps = _predict(denoise, x, grid.timesteps[i])
-        x, x0 = _move(x, eps, grid.alphas[i], grid.alphas[i + 1])
+        eps, x0 = _predict(denoise, x, grid, i)
+        x = _noisy(x0, eps, grid.alphas[i + 1])
         if callback is not None:
             callback(i, len(grid), x0)
     return x
@@ -64,22 +71,27 @@ def plms(
 
     DDIM steps along a slope extrapolated from up to three previous ones. The first step has none
     and looks ahead instead (improved Euler), so n steps make n + 1 evaluations. Second order.
+
+    A step from no signal at all is infinitely long in sigma, and a slope means nothing there: it is
+    that of DDIM, and the next one is the first.
     """
     history: list[Tensor] = []  # newest first
     for i in range(len(grid)):
         alpha, alpha_next = grid.alphas[i], grid.alphas[i + 1]
-        eps = _predict(denoise, x, grid.timesteps[i])
-        if history:
-            weights = _ADAMS_BASHFORTH[len(history)]
-            slope = weights[0] * eps
-            for weight, previous in zip(weights[1:], history, strict=True):
-                slope = slope + weight * previous
-        else:
-            ahead, _ = _move(x, eps, alpha, alpha_next)
-            # A single step has no next timestep; the official sampler stays at the same one.
-            slope = (eps + _predict(denoise, ahead, grid.timesteps[min(1, len(grid) - 1)])) / 2
-        history = [eps, *history[:2]]
-        x, x0 = _move(x, slope, alpha, alpha_next)
+        eps, x0 = _predict(denoise, x, grid, i)
+        if alpha > 0:
+            if history:
+                weights = _ADAMS_BASHFORTH[len(history)]
+                slope = weights[0] * eps
+                for weight, previous in zip(weights[1:], history, strict=True):
+                    slope = slope + weight * previous
+            else:
+                ahead = _noisy(x0, eps, alpha_next)
+                # A single step has no next timestep; the official sampler stays at the same one.
+                slope = (eps + _predict(denoise, ahead, grid, min(i + 1, len(grid) - 1))[0]) / 2
+            history = [eps, *history[:2]]
+            eps, x0 = slope, _clean(x, slope, alpha)
+        x = _noisy(x0, eps, alpha_next)
         if callback is not None:
             callback(i, len(grid), x0)
     return x
@@ -92,12 +104,12 @@ def dpmpp_2m(
 
     Linear in the log signal-to-noise ratio between two guesses of the clean latent. The first
     step has no previous guess; the last, to zero noise, is infinitely long in that variable.
-    Both are first order.
+    Both are first order, and so is the second after one from no signal, as long on the other side.
     """
     x0_previous, log_step_previous = None, 0.0
     for i in range(len(grid)):
         alpha, alpha_next = grid.alphas[i], grid.alphas[i + 1]
-        _, x0 = _move(x, _predict(denoise, x, grid.timesteps[i]), alpha, alpha_next)
+        _, x0 = _predict(denoise, x, grid, i)
         log_step = math.inf if alpha_next == 1 else _log_snr(alpha_next) - _log_snr(alpha)
         target = x0
         if x0_previous is not None and log_step < math.inf:
@@ -148,7 +160,7 @@ def sample(
 
     Args:
         name: One of `SAMPLERS`.
-        denoise: The model, conditioned and guided: `(x, t) -> eps`.
+        denoise: The model, conditioned and guided, which says what `schedule.prediction` names.
         noise: Standard normal `(B, C, H, W)`; its dtype and device are kept throughout.
         schedule: The schedule that the model was trained with.
         steps: Number of steps; `ddim` and `plms` may make a few more (`official_timesteps`).
@@ -179,17 +191,26 @@ def sample(
     return sampler.solve(denoise, x, grid, callback)
 
 
-def _predict(denoise: Denoise, x: Tensor, timestep: float) -> Tensor:
-    t = torch.full((len(x),), timestep, dtype=torch.float32, device=x.device)
-    return denoise(x, t).to(x.dtype)
+def _predict(denoise: Denoise, x: Tensor, grid: SamplingGrid, i: int) -> tuple[Tensor, Tensor]:
+    """Noise and clean latent that the model sees in `x` at the `i`-th noise level of the grid."""
+    t = torch.full((len(x),), grid.timesteps[i], dtype=torch.float32, device=x.device)
+    said, alpha = denoise(x, t).to(x.dtype), grid.alphas[i]
+    if grid.prediction == "epsilon":
+        return said, _clean(x, said, alpha)
+    signal, noise_level = math.sqrt(alpha), math.sqrt(1 - alpha)
+    return signal * said + noise_level * x, signal * x - noise_level * said
 
 
-def _move(x: Tensor, eps: Tensor, alpha: float, alpha_next: float) -> tuple[Tensor, Tensor]:
-    """Follow `eps` to another noise level; also returns the clean latent it points at."""
-    x0 = (x - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)
-    return math.sqrt(alpha_next) * x0 + math.sqrt(1 - alpha_next) * eps, x0
+def _clean(x: Tensor, eps: Tensor, alpha: float) -> Tensor:
+    """The clean latent that `eps` points at."""
+    return (x - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)
+
+
+def _noisy(x0: Tensor, eps: Tensor, alpha: float) -> Tensor:
+    """A clean latent with noise."""
+    return math.sqrt(alpha) * x0 + math.sqrt(1 - alpha) * eps
 
 
 def _log_snr(alpha: float) -> float:
     """Half the log signal-to-noise ratio, the variable that DPM-Solver calls lambda."""
-    return 0.5 * math.log(alpha / (1 - alpha))
+    return 0.5 * math.log(alpha / (1 - alpha)) if alpha > 0 else -math.inf

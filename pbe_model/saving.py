@@ -84,8 +84,9 @@ def save_official(
     are.
 
     Raises:
-        ValueError: As `save_model`.
+        ValueError: The model predicts v, or as `save_model`.
     """
+    _check_official(model)
     tensors = {}
     for name, tensor in state_dict(model).items():
         tensors[name] = cast(name, tensor, dtype=dtype)
@@ -118,6 +119,14 @@ def save_diffusers(
     tensors = to_diffusers(state_dict(model), model.config)
     dtypes = dict.fromkeys(tensors, dtype) if dtype else {}
     write_folder(Path(path), configs, tensors, dtypes=dtypes, pages=pages)
+
+
+def _check_official(model: PaintByExample) -> None:
+    if model.config.schedule.prediction != "epsilon":
+        raise ValueError(
+            "the official layout cannot say that a model predicts v, and its readers would take "
+            "that for the noise; keep it as safetensors or diffusers"
+        )
 
 
 def convert(
@@ -158,6 +167,8 @@ def convert(
         parts, file = list(START), starting_point(file)
     found, model = report(file), lay_out(file, parts=parts)
     load_weights(model, file.tensors, source, parts)
+    if layout == "official":
+        _check_official(model)
     pages = Pages(file.tensors.values(), source)
     if layout == "diffusers":
         save_diffusers(out, model, dtype=dtype, pages=pages)

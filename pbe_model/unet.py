@@ -6,12 +6,15 @@ Attribute names are the keys of the official checkpoint below `model.diffusion_m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, sdpa_attention
+from .autocast import recast_weights
 from .config import UNetConfig
 from .layers import (
     CrossAttention,
@@ -49,6 +52,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         kw: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         plain = {"dtype": dtype, "device": device}
         normed: dict[str, Any] = {"norm_groups": config.norm_groups, **kw}
@@ -123,9 +127,16 @@ class UNet(nn.Module):
         Returns:
             `(K * B, 4, h, w)`.
         """
+        kind = x.device.type
+        trained = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        lean = trained and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        with recast_weights(kind) if lean else nullcontext():
+            return self._predict(x, timesteps, context, control or {})
+
+    def _predict(self, x: Tensor, timesteps: Tensor, context: Tensor, control: Control) -> Tensor:
         emb = timestep_embedding(timesteps, self.config.model_channels).to(x.dtype)
         emb = self.time_embed(emb)
-        pending = {name: list(residuals) for name, residuals in (control or {}).items()}
+        pending = {name: list(residuals) for name, residuals in control.items()}
 
         def controlled(h: Tensor, place: str) -> Tensor:
             residual = pending[place].pop() if pending.get(place) else None
@@ -139,17 +150,25 @@ class UNet(nn.Module):
         for block in self.output_blocks:
             skip = match_batch(controlled(skips.pop(), "output"), h.shape[0])
             size = skips[-1].shape[-2:] if skips else h.shape[-2:]
-            h = self._run(block, torch.cat([h, skip], dim=1), emb, context, size)
+            h = self._run(block, h, emb, context, skip, size)
         return self.out(h)
 
+    def _run(self, block: nn.Module, h: Tensor, *rest: Any) -> Tensor:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(self._run_block, block, h, *rest, use_reentrant=False)
+        return self._run_block(block, h, *rest)
+
     @staticmethod
-    def _run(
+    def _run_block(
         block: nn.Module,
         h: Tensor,
         emb: Tensor,
         context: Tensor,
+        skip: Tensor | None = None,
         size: torch.Size | tuple[int, ...] = (),
     ) -> Tensor:
+        if skip is not None:  # in here, so that checkpointing keeps the parts and not both
+            h = torch.cat([h, skip], dim=1)
         for layer in block.children():
             if isinstance(layer, ResBlock):
                 h = layer(h, emb)
@@ -160,6 +179,13 @@ class UNet(nn.Module):
             else:
                 h = layer(h)
         return h
+
+    def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """In training, keep only what enters each block and compute the rest again (1604.06174).
+
+        The gradients stay the same to the bit. Evaluation and `no_grad` are not affected.
+        """
+        self.gradient_checkpointing = enabled
 
     def set_attention(self, attention: Attention) -> None:
         """Replace the backend of every attention."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pbe_model.mask import Box, bezier_mask, box_mask, extend_box
+from pbe_model.mask import Box, bezier_outline, extend_box, polygon_mask
 
 OFFICIAL_EXEMPLAR_SIDE = 224
 OFFICIAL_PHOTO_SIDE = 1024
@@ -64,6 +64,9 @@ class SampleGeometry:
         pixel_scale: Factor on the pixel amounts (padding, jitter). `None` takes the photo's longer
             side / 1024, so that what is learned does not depend on the size the photos are stored
             at; 1.0 takes them as they are.
+        zoom_fixed: Crop and zoom also where only one square of the photo's shorter side holds the
+            hole: in square photos, and where the box touches an end of the longer side. The paper
+            squashes the whole photo there.
         antialias: Average over the source when shrinking the crop; the paper does not.
     """
 
@@ -72,6 +75,7 @@ class SampleGeometry:
     bezier: float = 0.5
     jitter: float = 5.0
     zoom: float = 0.6
+    zoom_fixed: bool = False
     pixel_scale: float | None = None
     antialias: bool = False
 
@@ -162,14 +166,21 @@ def exemplar_crop(photo: np.ndarray, box: Box, config: SampleGeometry) -> np.nda
 
 
 def square_crop(
-    height: int, width: int, box: Box, rng: np.random.Generator, zoom: float = 0.6
+    height: int,
+    width: int,
+    box: Box,
+    rng: np.random.Generator,
+    zoom: float = 0.6,
+    zoom_fixed: bool = False,
 ) -> Box:
     """Draw a square of the photo that holds `box`.
 
     A square as large as the photo allows is placed at random, then shrunk about its centre by up
-    to `zoom` of the free space between it and the box. Where the box is longer than the photo's
-    shorter side there is no such square, and the whole photo is returned, to be squashed. (The
-    official code also leaves square photos whole; here they are zoomed like the others.)
+    to `zoom` of the free space between it and the box.
+
+    The whole photo is returned, to be squashed, where the box is longer than the photo's shorter
+    side, and, as in the official code, where there is only one place for the square: in square
+    photos, and where the box touches an end of the photo's longer side.
 
     Args:
         height: Photo height in pixels.
@@ -177,16 +188,20 @@ def square_crop(
         box: What the crop must hold, inside the photo.
         rng: Source of all randomness.
         zoom: Largest share of the free space to cut off, 0 to 1.
+        zoom_fixed: Take a square, and shrink it, also where there is only one place for it.
 
     Returns:
         The crop as a box inside the photo.
     """
     x0, y0, x1, y1 = box
     side = min(height, width)
-    if x1 - x0 > side or y1 - y0 > side:
+    first_left, last_left = max(0, x1 - side), min(x0, width - side)
+    first_top, last_top = max(0, y1 - side), min(y0, height - side)
+    slack = last_left - first_left, last_top - first_top
+    if min(slack) < 0 or (max(slack) == 0 and not zoom_fixed):
         return 0, 0, width, height
-    left = int(rng.integers(max(0, x1 - side), min(x0, width - side), endpoint=True))
-    top = int(rng.integers(max(0, y1 - side), min(y0, height - side), endpoint=True))
+    left = int(rng.integers(first_left, last_left, endpoint=True))
+    top = int(rng.integers(first_top, last_top, endpoint=True))
     free_space = min(x0 - left, y0 - top, left + side - x1, top + side - y1)
     inset = int(rng.integers(0, int(zoom * free_space), endpoint=True))
     return left + inset, top + inset, left + side - inset, top + side - inset
@@ -210,13 +225,29 @@ def training_geometry(
     """
     height, width = photo.shape[:2]
     extended = extend_box(box, height, width, rng, amount=config.extend)
+    hole = None
     if rng.random() < config.bezier:
         jitter = config.jitter * config.scale_for(photo)
-        hole_mask = bezier_mask(height, width, box, extended, rng, jitter=jitter)
-    else:
-        hole_mask = box_mask(height, width, extended)
-    x0, y0, x1, y1 = square_crop(height, width, extended, rng, config.zoom)
+        hole = bezier_outline(box, extended, rng, jitter=jitter)
+    crop = square_crop(height, width, extended, rng, config.zoom, config.zoom_fixed)
+    x0, y0, x1, y1 = crop
     return (
         resize_square(photo[y0:y1, x0:x1], resolution, config.antialias),
-        resize_square(hole_mask[y0:y1, x0:x1] * np.uint8(255), resolution, config.antialias),
+        resize_square(_hole_mask(crop, hole, box, extended), resolution, config.antialias),
     )
+
+
+def _hole_mask(crop: Box, outline: list[float] | None, box: Box, extended: Box) -> np.ndarray:
+    """The part of the hole mask inside the crop, 0 or 255: drawing the whole photo's takes longer.
+
+    If jitter tears the outline of a box of a few pixels out of sight, the box itself is the hole.
+    """
+    if outline:
+        hole_mask = polygon_mask(outline, crop, value=255)
+        if hole_mask.any():
+            return hole_mask
+    left, top = crop[:2]
+    x0, y0, x1, y1 = box if outline else extended
+    hole_mask = np.zeros((crop[3] - top, crop[2] - left), np.uint8)
+    hole_mask[y0 - top : y1 - top, x0 - left : x1 - left] = 255
+    return hole_mask

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad input or settings (one sentence on stderr), 130 interr
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from pbe_model.commandline import (
     run,
     usable_device,
 )
+from training.prepare_command import add_prepare
+
+DRY_RUN = "--dry-run"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,20 +41,7 @@ def _parser() -> Parser:
     parser = Parser(prog="pbe-train", description="Train Paint by Example models.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    command = add_command(commands, "prepare", _prepare, "make a picture set to train on")
-    add = command.add_argument
-    add("set", choices=["demo"], help="the bundled model's, from Debian packages")
-    add("--out", required=True, type=Path, metavar="DIR", help="folder; a second call resumes")
-    add(
-        "--debs", type=Path, metavar="DIR",
-        help="folder with the packages, where apt-get cannot download them",
-    )  # fmt: skip
-    add("--cache", type=Path, metavar="DIR", help="for the packages, unpacked [OUT/cache]")
-    add("--count", type=positive, default=24_000, metavar="N", help="photos [%(default)s]")
-    add("--pairs", type=positive, default=512, metavar="N", help="held-out pairs [%(default)s]")
-    add("--size", type=positive, default=128, metavar="PIXELS", help="of a side [%(default)s]")
-    add("--seed", type=int, default=0, metavar="K", help="[%(default)s]")
-    add("--processes", type=positive, default=2, metavar="N", help="[%(default)s]")
+    add_prepare(commands)
 
     command = add_command(
         commands, "train", _train, "train, from the newest checkpoint if there is"
@@ -59,18 +50,39 @@ def _parser() -> Parser:
     command.add_argument("config", help="bundled name, for example demo, or a TOML file")
     command.add_argument(
         "overrides", nargs=argparse.REMAINDER,
-        help="entries of the file, such as --steps 100 --optim.lr 1e-4; CONFIG --help lists them",
+        help="entries of the file, such as --steps 100 --optim.lr 1e-4; CONFIG --help lists them; "
+        "with --dry-run the settings and their plan are printed, and nothing is trained",
     )  # fmt: skip
 
-    command = add_command(commands, "export", _export, "write the model of a run to a file")
+    command = add_command(commands, "plan", _plan, "tell what a run will take before it starts")
+    _plan_options(command)
+    command.add_argument("config", help="as for train")
+    command.add_argument(
+        "overrides", nargs=argparse.REMAINDER, help="as for train; the options may stand here too"
+    )
+
+    command = add_command(commands, "export", _export, "write the model of a run, finished or not")
     add = command.add_argument
-    add("folder", type=Path, metavar="RUN", help="folder of the run")
-    add("out", type=Path, metavar="OUT", help="file to write")
+    add("folder", type=Path, metavar="RUN", help="folder of the run; its pictures are not needed")
+    add("out", type=Path, metavar="OUT", help="file, or for diffusers folder, to write")
     add(
-        "--to", choices=["safetensors", "official"], default="safetensors",
-        help="layout: ours, or the published checkpoint's [%(default)s]",
+        "--to", choices=["safetensors", "official", "diffusers", "lora"], default="safetensors",
+        help="layout: ours, the published checkpoint's, diffusers' folder, or the adapters of a "
+        "LoRA run alone; in the others they are merged [%(default)s]",
     )  # fmt: skip
-    add("--dtype", choices=DTYPES, default="fp32", help="of the weights in ours [%(default)s]")
+    add("--dtype", choices=DTYPES, default="fp32", help="of the weights [%(default)s]")
+    add(
+        "--weights", metavar="ema|raw|LENGTH",
+        help="the classic average, the last weights, or the average of a relative length in "
+        "ema.lengths [ema where the run keeps it, else raw]",
+    )  # fmt: skip
+    add(
+        "--ema-length", type=float, metavar="X",
+        help="an average of any relative length, put together from the run's snapshots",
+    )  # fmt: skip
+    add("--step", type=int, metavar="N", help="of the checkpoint [the newest]")
+    add("--init", type=Path, metavar="FILE", help="what the run started from, if it has moved")
+    add("--init-tower", type=Path, metavar="FILE", help="its image tower, if that has moved")
 
     command = add_command(commands, "evaluate", _evaluate, "measure how well exemplars are painted")
     add = command.add_argument
@@ -89,30 +101,55 @@ def _parser() -> Parser:
     return parser
 
 
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--gpus", type=positive, default=1, metavar="N", help="cards, a process each [%(default)s]")
+    add(
+        "--kind", action="append", default=[], metavar="CARD",
+        help="such as a100; may be repeated [all of the table]",
+    )  # fmt: skip
+    add(
+        "--mfu", type=float, default=0.35, metavar="X",
+        help="share of their peak rate that the cards reach [%(default)s]",
+    )  # fmt: skip
+    add("--price", type=float, metavar="P", help="of a card an hour")
+    add("--json", action="store_true", help="for machines")
+
+
 # The imports below are heavy, and each command needs its own.
-
-
-def _prepare(args: argparse.Namespace) -> int:
-    from training.prepare import prepare_demo
-
-    prepare_demo(
-        args.out,
-        debs=args.debs,
-        cache=args.cache,
-        count=args.count,
-        pairs=args.pairs,
-        size=args.size,
-        seed=args.seed,
-        processes=args.processes,
-    )
-    return 0
 
 
 def _train(args: argparse.Namespace) -> int:
     from training.config import load_config
-    from training.loop import train
 
-    train(load_config(args.config, args.overrides))
+    config = load_config(args.config, [word for word in args.overrides if word != DRY_RUN])
+    if DRY_RUN in args.overrides:
+        from training.plan import describe
+
+        print(describe(config))
+    else:
+        from training.loop import train
+
+        train(config)
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from training.config import load_config
+    from training.plan import make_plan
+
+    # Options may stand among the overrides, which belong to RunConfig.
+    options = Parser(prog="pbe-train plan", add_help=False, allow_abbrev=False)
+    _plan_options(options)
+    args, overrides = options.parse_known_args(args.overrides, args)
+    plan = make_plan(
+        load_config(args.config, overrides),
+        gpus=args.gpus,
+        kinds=args.kind,
+        mfu=args.mfu,
+        price=args.price,
+    )
+    print(json.dumps(plan.to_dict(), indent=2) if args.json else plan)
     return 0
 
 
@@ -120,9 +157,21 @@ def _export(args: argparse.Namespace) -> int:
     from training.export import export
 
     check_parent(args.out)
-    record = export(args.folder, args.out, layout=args.to, dtype=DTYPES[args.dtype])
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in record["validation"].items())
-    print(f"{args.out}: after {record['steps']} steps; {figures}")
+    record = export(
+        args.folder,
+        args.out,
+        layout=args.to,
+        dtype=DTYPES[args.dtype],
+        weights=args.weights,
+        ema_length=args.ema_length,
+        step=args.step,
+        init=args.init,
+        init_tower=args.init_tower,
+    )
+    figures = [f"{name} {value:.4g}" for name, value in record["validation"].items()]
+    print(
+        f"{args.out}: " + "; ".join([f"after {record['steps']} steps", record["weights"], *figures])
+    )
     return 0
 
 

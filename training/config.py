@@ -1,5 +1,7 @@
 """A run's configuration: a TOML file, checked, with overrides from the command line.
 
+A file may name another as its `base` and say only what differs.
+
 Unknown names are errors, so a typo cannot silently train something else.
 """
 
@@ -7,18 +9,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tomli_w
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pbe_model.checkpoint import BUNDLED
+from training.augment import ExemplarAugment, SampleGeometry
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:  # pragma: no cover
     import tomli as tomllib
 
-BUNDLED = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parent / "configs"
 
 
 class _Strict(BaseModel):
@@ -26,54 +33,57 @@ class _Strict(BaseModel):
 
 
 class DataConfig(_Strict):
-    """Photos with boxes: `root` holds an index and the pictures it names."""
+    """Photos with boxes: `root` holds the indexes that `pbe-train prepare` makes."""
 
     root: Path = Path("data/demo")
     index: str = "train/boxes.jsonl"
     val_index: str = "val/boxes.jsonl"
+    sample: Literal["box", "photo"] = "box"
+    """What an epoch goes through: every box, or every photo with one of its boxes drawn at random
+    (what the paper does)."""
     workers: int = Field(default=1, ge=0)
+    """Processes that make samples, for each process that trains."""
+    exemplar: ExemplarAugment = ExemplarAugment()
+    """Distortions of the exemplar; a probability of 0 switches one off."""
+    geometry: SampleGeometry = SampleGeometry()
+    """Hole and crop."""
     geometry_variants: int | None = Field(default=None, ge=1)
     """Different crops and masks of an object. A number makes a latent bank possible, computed
     once; none draws fresh ones for every sample, as the paper does."""
-    antialias: bool = False
-    """Resize photos with antialiasing (the paper does not)."""
 
 
 class OptimConfig(_Strict):
-    """AdamW with linear warm-up."""
+    """Optimizer, learning rate with linear warm-up, clipping."""
 
+    name: str = "torch.optim.AdamW"
+    """Import path of the optimizer's class, such as bitsandbytes.optim.AdamW8bit."""
+    options: dict[str, bool | int | float | str] = {}
+    """More arguments of that class."""
     lr: float = Field(default=1e-5, gt=0)
     warmup_steps: int = Field(default=10_000, ge=0)
     decay: Literal["constant", "cosine"] = "constant"
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
+    """Given to classes that take them."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
+    skip_bad_steps: int = Field(default=0, ge=0)
+    """So many updates in a row whose loss or gradient is not finite are left out before the run
+    stops; 0 stops at the first."""
 
 
-class RunConfig(_Strict):
-    """One training run."""
+class LossConfig(_Strict):
+    """What the denoiser is asked for, and how much each timestep counts. The paper's by default."""
 
-    stage: Literal["first_stage", "diffusion"] = "diffusion"
-    out: Path = Path("runs/run")
-    model: Literal["tiny", "v1"] = "v1"
-    tokens: Literal["class", "all"] = "class"
-    init: Path | None = None
-    """Checkpoint to start from: the first stage of a demo run, or all weights."""
-    train_tower: bool = False
-    """Train the image tower along (it is frozen at official size)."""
-    seed: int = Field(default=0, ge=0)
-    steps: int = Field(default=100_000, ge=1)
-    batch_size: int = Field(default=256, ge=1)
-    """Samples an update, over all processes and accumulation steps."""
-    accumulate: int = Field(default=1, ge=1)
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    threads: int = Field(default=0, ge=0)
-    """CPU threads; 0 leaves torch's choice."""
+    prediction: Literal["epsilon", "v"] = "epsilon"
+    """The noise, or v (arXiv 2202.00512). A v model has no official layout."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that the last timestep is pure noise (arXiv 2305.08891); v only."""
     drop_condition: float = Field(default=0.2, ge=0, le=1)
     """Share of the samples whose exemplar is replaced by the learnable vector."""
     min_snr: float = Field(default=0.0, ge=0)
-    """Clip of the min-SNR loss weighting (arXiv 2303.09556); 0 turns it off."""
+    """Clip of the min-SNR loss weighting (arXiv 2303.09556); 0 turns it off. It gives no weight to
+    the pure noise of zero_terminal_snr."""
     v_weight: bool = False
     """Weigh timesteps as a loss on v would, so that the noisiest count too (arXiv 2202.00512)."""
     thumbnail_weight: float = Field(default=0.0, ge=0)
@@ -85,21 +95,109 @@ class RunConfig(_Strict):
     latent, and takes those of the noise when it samples. The offset hides them."""
     kl_weight: float = Field(default=1e-4, ge=0)
     """Weight of the divergence per latent element in the first stage's loss."""
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of the weight average; 0 turns it off (the paper keeps none)."""
-    log_every: int = Field(default=20, ge=1)
-    save_every: int = Field(default=500, ge=1)
+
+
+class EMAConfig(_Strict):
+    """Averages of the weights; off by default, the paper keeps none."""
+
+    decay: float = Field(default=0.0, ge=0, lt=1)
+    """Of the classic average, which validation, samples and export then use; 0 turns it off."""
+    lengths: tuple[Annotated[float, Field(gt=0, lt=0.289)], ...] = ()
+    """Relative lengths of power-function averages (arXiv 2312.02696), such as 0.05 and 0.1. Two of
+    them allow `pbe-train export --ema-length` to make the average of any length afterwards."""
+    snapshot_every: int = Field(default=1000, ge=1)
+    """Steps between the snapshots of the power-function averages that are kept for that."""
+
+
+class LoRAConfig(_Strict):
+    """Low-rank adapters (arXiv 2106.09685) instead of all weights."""
+
+    rank: int = Field(default=0, ge=0)
+    """0 turns them off."""
+    alpha: float = Field(default=0.0, ge=0)
+    """The adapters' output is scaled by alpha / rank; 0 takes the rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = ("attn1", "attn2", "ff")
+    """Parts of module names; also proj_in, proj_out and mapper."""
+
+
+class CheckpointConfig(_Strict):
+    """Checkpoints to resume from."""
+
+    every: int = Field(default=500, ge=1)
     keep: int = Field(default=2, ge=1)
-    """Checkpoints kept."""
+    """The newest so many stay."""
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints of steps divisible by this stay for good; 0 keeps none."""
+
+
+class LogConfig(_Strict):
+    """Figures and pictures."""
+
+    every: int = Field(default=20, ge=1)
+    """Steps between figures; each is the mean since the last."""
     sample_every: int = Field(default=500, ge=1)
     """Steps between validation loss and sample grid."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Beside log.jsonl, which is always written."""
+
+
+def _bundled(init: object) -> object:
+    return BUNDLED if str(init) == "bundled" else init
+
+
+class RunConfig(_Strict):
+    """One training run."""
+
+    stage: Literal["first_stage", "diffusion"] = "diffusion"
+    out: Path = Path("runs/run")
+    model: Literal["tiny", "v1"] = "v1"
+    tokens: Literal["class", "all"] = "class"
+    """Tokens of the exemplar: one is the paper's bottleneck, all its ablation."""
+    init: Annotated[Path | None, BeforeValidator(_bundled)] = None
+    """Checkpoint to start from: a first stage, Stable Diffusion 1.x, a whole model; or the word
+    bundled, for the model that comes with the package."""
+    init_tower: Path | None = None
+    """CLIP ViT-L/14 (transformers' folder or file) where `init` has no image tower."""
+    init_parts: tuple[Literal["vae", "unet", "encoder"], ...] = ("vae", "unet", "encoder")
+    """What is taken of `init`; without unet the denoiser starts from nothing."""
+    train_tower: bool = False
+    """Train the image tower along (it is frozen at official size)."""
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(default=100_000, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    """Samples an update, over all processes and accumulation steps."""
+    accumulate: int = Field(default=1, ge=1)
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    """Compute the denoiser's activations again in the backward pass instead of keeping them."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 leaves torch's choice."""
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
+    loss: LossConfig = LossConfig()
+    ema: EMAConfig = EMAConfig()
+    lora: LoRAConfig = LoRAConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if self.loss.zero_terminal_snr and self.loss.prediction != "v":
+            raise ValueError(
+                "loss.zero_terminal_snr needs loss.prediction = 'v': at zero signal the noise is "
+                "the input, and predicting it teaches nothing"
+            )
+        if self.loss.v_weight and self.loss.prediction == "v":
+            raise ValueError("loss.v_weight is what loss.prediction = 'v' has of itself; drop one")
+        if self.lora.rank and self.stage == "first_stage":
+            raise ValueError("lora.rank is for the diffusion stage; set it to 0")
+        return self
 
 
 def bundled_configs() -> list[str]:
     """Names of the configurations that come with the package."""
-    return sorted(path.stem for path in BUNDLED.glob("*.toml"))
+    return sorted(path.stem for path in CONFIGS.glob("*.toml"))
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -113,17 +211,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
         ValueError: No such file, not TOML, unknown or invalid entries.
         SystemExit: Code 2, after naming the override that is wrong.
     """
-    path = Path(name)
-    if not path.is_file():
-        path = BUNDLED / f"{name}.toml"
-    if not path.is_file():
-        raise ValueError(
-            f"no configuration {name!r}: give the path of a TOML file or one of {bundled_configs()}"
-        )
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}; correct that line") from error
+    values, path = _read(name)
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
@@ -136,9 +224,82 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
         raise ValueError(_one_sentence(error)) from error
 
 
+def _read(name: str, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Path]:
+    """Entries of a file on top of those of its `base`, and the file."""
+    places = [Path(name), *(file.parent / name for file in above[:1]), CONFIGS / f"{name}.toml"]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"no configuration {name!r}: give the path of a TOML file or one of {bundled_configs()}"
+        )
+    if path in above:
+        raise ValueError(f"{path} is its own base; name another file")
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}; correct that line") from error
+    base = values.pop("base", None)
+    if base is None:
+        return values, path
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base = {base!r} is wrong: give the name of a configuration")
+    return _over(_read(base, (path, *above))[0], values), path
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        found = merged.get(name)
+        if isinstance(found, dict) and isinstance(value, dict):
+            value = _over(found, value)
+        merged[name] = value
+    return merged
+
+
+def to_toml(config: RunConfig) -> str:
+    """All entries of a configuration, defaults included, as a file that `load_config` reads."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def changed_settings(
+    before: dict[str, Any], after: dict[str, Any]
+) -> dict[str, tuple[object, object]]:
+    """Entries of two dumped configurations that differ and change what is trained.
+
+    Returns:
+        (before, after) by dotted name; without the entries that only say where, how long, how
+        often or over how many processes.
+    """
+    old, new = _flat(before), _flat(after)
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(_HARMLESS)
+    }
+
+
+_HARMLESS = (
+    "out", "init", "steps", "accumulate", "threads", "data.root", "data.index", "data.workers",
+    "gradient_checkpointing", "checkpoint.", "log.", "ema.snapshot_every",
+)  # fmt: skip
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 def _one_sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown entry {where!r}; see `pbe-train train --help` for the names"
-    return f"{where} = {first['input']!r} is wrong: {first['msg']}"
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        near = get_close_matches(where, _flat(RunConfig().model_dump()), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "pbe-train train CONFIG --help lists them"
+        return f"unknown entry {where!r}; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where} = {first['input']!r} is wrong: {message}" if where else message

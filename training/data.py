@@ -1,4 +1,4 @@
-"""Training samples from a folder of photos with boxes, as a function of seed and sample number.
+"""Training samples of photos with boxes, as a function of seed and sample number.
 
 Nothing here has a state to save. Samples are numbered over the whole run: number `i` is position
 `i % N` of epoch `i // N`, the order of an epoch is a permutation keyed by (seed, epoch), and all
@@ -9,18 +9,16 @@ worker processes and ranks. (NVlabs/edm2 does the same for its order and noise.)
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pbe_model.mask import Box
@@ -31,11 +29,22 @@ from training.augment import (
     exemplar_crop,
     training_geometry,
 )
+from training.decode import decode_photo
+from training.index import BoxIndex, Photo
+from training.shards import PhotoFiles
+from training.unreadable import UnreadableList
 
 log = logging.getLogger(__name__)
 
 ORDER, GEOMETRY, EXEMPLAR = range(3)
 """Streams of `keyed_rng`: independent randomness under the same seed and number."""
+CHOICE = 16
+"""Stream that picks a photo's box; those between belong to the stages of training."""
+
+_PATIENCE = 100
+"""Photos in a row that may be unreadable: more is no damage but a missing disk or a wrong path."""
+_ROUNDS = 8
+_WORD = 2**64 - 1
 
 
 def keyed_rng(seed: int, number: int, stream: int) -> np.random.Generator:
@@ -43,136 +52,75 @@ def keyed_rng(seed: int, number: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, stream]))
 
 
-@lru_cache(maxsize=4)  # a batch may reach into the next epoch, and a validation set has its own
-def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """Permutation of `range(length)` that an epoch walks through, read-only."""
-    order = keyed_rng(seed, epoch, ORDER).permutation(length)
-    order.flags.writeable = False
-    return order
+def shuffled(position: int, seed: int, epoch: int, length: int) -> int:
+    """What is at `position` of the permutation of `range(length)` that an epoch walks through.
 
-
-@dataclass(frozen=True, slots=True)
-class BoxItem:
-    """One line of a box index.
-
-    Attributes:
-        image: Path of the photo.
-        box: The object in pixels of the photo.
-        id: Name of what the box shows, by default the line number.
-        group: Name shared by near-duplicates, by default the id.
-    """
-
-    image: Path
-    box: Box
-    id: str
-    group: str
-
-
-def load_index(
-    root: Path, index: str, *, min_area: float = 0.02, max_area: float = 0.8
-) -> list[BoxItem]:
-    """Read a box index and drop boxes that are too small or too large.
-
-    Each line is a JSON object: `{"image": "train/images/00001.jpg", "box": [x0, y0, x1, y1]}`, the
-    path relative to `root`, the box in pixels with right and bottom exclusive; optional are `id`,
-    `group` and `size` (`[width, height]`; without it the photo's header is read).
+    It is computed on the spot: a table of 14 million numbers would take each worker 1.4 seconds
+    and 112 MB an epoch. `position = a * right + left` goes through a Feistel network, which is
+    one-to-one whatever its round function; a result beyond `length` goes through it again. (Black
+    and Rogaway, Ciphers with Arbitrary Finite Domains, 2002, methods 2 and 3.)
 
     Args:
-        root: Folder that the paths in the index start from.
-        index: The index file, relative to `root`.
-        min_area: Smallest share of the photo's area that a box may cover.
-        max_area: Largest share.
-
-    Returns:
-        The items in the order of the file. Items whose photo has no readable header are kept: it
-        is reading them that skips and reports them.
-
-    Raises:
-        ValueError: No such file, a malformed line, or no box left.
+        position: 0 to `length - 1`.
+        seed: Key, at least 0.
+        epoch: Key, at least 0.
+        length: At least 1.
     """
-    path = Path(root) / index
-    if not path.is_file():
-        raise ValueError(f"no box index at '{path}'; make one with 'pbe-train prepare'")
-    items = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                photo = Path(root) / entry["image"]
-                x0, y0, x1, y1 = (int(value) for value in entry["box"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"line {number} of '{path}' is no box entry ({line.strip()[:80]}); "
-                    'each line must read {"image": "path", "box": [x0, y0, x1, y1]}'
-                ) from error
-            size = entry.get("size") or _header_size(photo)
-            area = (x1 - x0) * (y1 - y0) / (size[0] * size[1]) if size else None
-            if area is None or min_area <= area <= max_area:
-                name = str(entry.get("id", number))
-                items.append(BoxItem(photo, (x0, y0, x1, y1), name, str(entry.get("group", name))))
-    if not items:
-        raise ValueError(
-            f"'{path}' has no box that covers {min_area} to {max_area} of its photo; "
-            "add photos or widen the limits"
-        )
-    return items
+    assert 0 <= position < length, (position, length)
+    a = isqrt(length - 1) + 1
+    b = -(-length // a)  # a * b is at least the length, and not as much as one `a` more
+    keys = _round_keys(seed, epoch)
+    while True:
+        right, left = divmod(position, a)
+        for one, other in zip(keys[::2], keys[1::2], strict=True):
+            left = (left + _mix(right + one)) % a
+            right = (right + _mix(left + other)) % b
+        position = a * right + left
+        if position < length:
+            return position
 
 
-def _header_size(photo: Path) -> tuple[int, int] | None:
-    try:
-        with Image.open(photo) as image:
-            return image.size
-    except OSError:
-        return None
+@lru_cache(maxsize=8)  # a batch may reach into the next epoch, and a validation set has its own
+def _round_keys(seed: int, epoch: int) -> list[int]:
+    return keyed_rng(seed, epoch, ORDER).integers(2**64, size=_ROUNDS, dtype=np.uint64).tolist()
 
 
-def read_photo(path: Path) -> np.ndarray:
-    """Decode a photo, turned upright by its EXIF orientation.
-
-    Returns:
-        `(H, W, 3)` uint8 RGB.
-
-    Raises:
-        OSError: The file cannot be read, is no image or, for JPEG, ends before the image does.
-    """
-    data = path.read_bytes()
-    # OpenCV fills what is missing from a JPEG with grey and says nothing. The end marker may be
-    # followed by a maker's trailer, and an embedded thumbnail has one of its own near the start.
-    if data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[len(data) // 2 :]:
-        raise OSError("truncated JPEG")
-    photo = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if photo is None:
-        raise OSError("not a readable image")
-    return cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
+def _mix(value: int) -> int:
+    """Hash of 64 bits: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    value &= _WORD
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _WORD
+    return value ^ (value >> 31)
 
 
 class BoxDataset(Dataset[dict[str, Any]]):
     """Training samples of photos with boxes, numbered over all epochs.
 
-    A photo that cannot be read never stops a run: the next item of the index takes its place, and a
-    warning names the file, once per process.
+    A photo that cannot be read never stops a run: the next one of the index takes its place. It is
+    listed, warned of once, and every sample says how many were passed over for it.
 
     Args:
-        root: Folder that the paths in the index start from.
-        index: The index file, relative to `root`; see `load_index`.
+        root: Folder of the data set.
+        index: The index in it: a folder or a text file, see `BoxIndex.open`.
         resolution: Side `R` of the images in pixels.
         exemplar_size: Side `S` of the exemplars in pixels.
         seed: Key of all randomness, at least 0.
+        sample: What an epoch goes through once. `"box"`: every box. `"photo"`: every photo with one
+            of its boxes drawn at random, as in the paper.
         exemplar: Distortions of the exemplar.
         geometry: Shapes of holes and crops.
         geometry_variants: `None` draws a new hole and crop for every sample, as the paper does.
             `K` draws only K for each item and takes them in turn, epoch by epoch, so that their
-            latents can be computed once: a bank of N * K rows, see `cache_key`. Exemplars are
-            always drawn anew.
+            latents can be computed once: a bank of N * K rows, see `cache_key`. (Of a photo, each
+            may show another box.) Exemplars are always drawn anew.
         with_image: Without it samples hold no image and mask, for training from such a bank.
         shuffle: Without it every epoch goes through the items in the order of the index.
-        min_area: Smallest share of the photo's area that a box may cover.
+        report: Text file that unreadable photos are added to, by all processes of a run.
+        min_area: Smallest share of the photo's area that a box may cover, for text indexes.
         max_area: Largest share.
 
     Raises:
-        ValueError: As `load_index`, or a negative seed or variant count.
+        ValueError: As `BoxIndex.open` and `PhotoFiles`, or a negative seed or variant count.
     """
 
     def __init__(
@@ -183,11 +131,13 @@ class BoxDataset(Dataset[dict[str, Any]]):
         resolution: int,
         exemplar_size: int,
         seed: int = 0,
+        sample: Literal["box", "photo"] = "box",
         exemplar: ExemplarAugment | None = None,
         geometry: SampleGeometry | None = None,
         geometry_variants: int | None = None,
         with_image: bool = True,
         shuffle: bool = True,
+        report: Path | None = None,
         min_area: float = 0.02,
         max_area: float = 0.8,
     ) -> None:
@@ -195,36 +145,31 @@ class BoxDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"seed must be at least 0, got {seed}")
         if geometry_variants is not None and geometry_variants < 1:
             raise ValueError(f"geometry_variants must be at least 1, got {geometry_variants}")
-        self.items = load_index(Path(root), index, min_area=min_area, max_area=max_area)
+        self.index = BoxIndex.open(Path(root) / index, root, min_area=min_area, max_area=max_area)
+        self.files = PhotoFiles(self.index, root)
         self.resolution = resolution
         self.exemplar_size = exemplar_size
         self.seed = seed
+        self.by_photo = sample == "photo"
         self.exemplar = exemplar or ExemplarAugment()
         self.geometry = geometry or SampleGeometry()
         self.geometry_variants = geometry_variants
         self.with_image = with_image
         self.shuffle = shuffle
-        self.unreadable: set[Path] = set()
-        """Photos skipped so far, in this process."""
+        self.unreadable = UnreadableList(report)
 
     def __len__(self) -> int:
-        """Number of items, that is of samples in an epoch."""
-        return len(self.items)
+        """Number of items (boxes or photos), that is of samples in an epoch."""
+        return self.index.num_photos if self.by_photo else self.index.num_boxes
 
     def __getitem__(self, sample_index: int) -> dict[str, Any]:
         """Same as `sample`; any number from 0 is valid, also beyond the first epoch."""
         return self.sample(sample_index)
 
-    def order(self, epoch: int) -> np.ndarray:
-        """Items `(N,)` in the order that an epoch shows them."""
-        if not self.shuffle:
-            return np.arange(len(self))
-        return epoch_order(self.seed, epoch, len(self))
-
     def item_of(self, sample_index: int) -> int:
         """Number of the item that a sample shows."""
         epoch, position = divmod(sample_index, len(self))
-        return int(self.order(epoch)[position])
+        return shuffled(position, self.seed, epoch, len(self)) if self.shuffle else position
 
     def sample(self, sample_index: int) -> dict[str, Any]:
         """Make one sample.
@@ -234,19 +179,25 @@ class BoxDataset(Dataset[dict[str, Any]]):
 
         Returns:
             `image` (R, R, 3) uint8; `hole_mask` (R, R) uint8, 255 repaint, soft at the outline;
-            `exemplar` (S, S, 3) uint8; `index`, the sample's number; and with `geometry_variants`
-            `cache_key`, its row in the bank.
+            `exemplar` (S, S, 3) uint8; `index`, the sample's number; `skipped`, the number of
+            unreadable photos passed over; and with `geometry_variants` `cache_key`, its row in the
+            bank.
+
+        Raises:
+            ValueError: No photo can be read, or a remote shard not be reached.
         """
-        photo, box = self._read(self.item_of(sample_index))
+        item = self.item_of(sample_index)
+        key = sample_index if self.geometry_variants is None else self._row(item, sample_index)
+        photo, box, skipped = self._read(item, key)
         crop = exemplar_crop(photo, box, self.geometry)
         rng = keyed_rng(self.seed, sample_index, EXEMPLAR)
         sample: dict[str, Any] = {
             "exemplar": augment_exemplar(crop, self.exemplar_size, rng, self.exemplar),
             "index": sample_index,
+            "skipped": skipped,
         }
-        key = sample_index
         if self.geometry_variants is not None:
-            sample["cache_key"] = key = self.cache_key(sample_index)
+            sample["cache_key"] = key
         if self.with_image:
             sample["image"], sample["hole_mask"] = self._cut(photo, box, key)
         return sample
@@ -264,33 +215,56 @@ class BoxDataset(Dataset[dict[str, Any]]):
 
     def cache_key(self, sample_index: int) -> int:
         """Row of the bank with the image and mask of a sample: item * K + epoch % K."""
+        return self._row(self.item_of(sample_index), sample_index)
+
+    def _row(self, item: int, sample_index: int) -> int:
         assert self.geometry_variants is not None, "no bank without geometry_variants"
         epoch = sample_index // len(self)
-        return self.item_of(sample_index) * self.geometry_variants + epoch % self.geometry_variants
+        return item * self.geometry_variants + epoch % self.geometry_variants
 
     def geometry_sample(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Image `(R, R, 3)` and hole mask `(R, R)` of a row of the bank; uint8 as in `sample`."""
         assert 0 <= row < self.cache_rows, row
         assert self.geometry_variants is not None
-        photo, box = self._read(row // self.geometry_variants)
+        photo, box, _ = self._read(row // self.geometry_variants, row)
         return self._cut(photo, box, row)
 
     def _cut(self, photo: np.ndarray, box: Box, key: int) -> tuple[np.ndarray, np.ndarray]:
         rng = keyed_rng(self.seed, key, GEOMETRY)
         return training_geometry(photo, box, self.resolution, rng, self.geometry)
 
-    def _read(self, number: int) -> tuple[np.ndarray, Box]:
-        """Photo and box of an item, or of the next one that can be read."""
-        for offset in range(len(self)):
-            item = self.items[(number + offset) % len(self)]
+    def _read(self, item: int, key: int) -> tuple[np.ndarray, Box, int]:
+        """Photo and box of an item, or of the next that can be read, and how many could not."""
+        number = item if self.by_photo else self.index.photo_of(item)
+        photo = self.index.photo(number)
+        box = self._pick(photo, key) if self.by_photo else item
+        patience = min(self.index.num_photos, _PATIENCE)
+        for skipped in range(patience):
             try:
-                photo = read_photo(item.image)
-                return photo, _clip(item.box, photo)
+                pixels = self._decode(photo)
+                return pixels, _clip(self.index.box(box), pixels), skipped
             except OSError as error:
-                if item.image not in self.unreadable:
-                    self.unreadable.add(item.image)
-                    log.warning("skipping %s: %s; the next item takes its place", item.image, error)
-        raise ValueError(f"none of the {len(self)} photos can be read, not even '{item.image}'")
+                reason = error.strerror or str(error)
+                if self.unreadable.note(photo.path, reason):
+                    log.warning("skipping %s: %s; the next takes its place", photo.path, reason)
+            number = (number + 1) % self.index.num_photos
+            photo = self.index.photo(number)
+            box = self._pick(photo, key) if self.by_photo else photo.boxes[0]
+        raise ValueError(
+            f"{patience} photos in a row cannot be read, such as '{photo.path}'; check that "
+            "data.root is the folder that the index was made for"
+        )
+
+    def _pick(self, photo: Photo, key: int) -> int:
+        return photo.boxes[int(keyed_rng(self.seed, key, CHOICE).integers(len(photo.boxes)))]
+
+    def _decode(self, photo: Photo) -> np.ndarray:
+        pixels = decode_photo(self.files.read(photo))
+        height, width = pixels.shape[:2]
+        if photo.size not in (None, (width, height)):  # then its boxes are not where they should be
+            indexed = f"{photo.size[0]} x {photo.size[1]}"
+            raise OSError(f"is {width} x {height} pixels, not {indexed} as in the index")
+        return pixels
 
 
 def _clip(box: Box, photo: np.ndarray) -> Box:
@@ -343,8 +317,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
     Returns:
         Those there are of `image` (B, 3, R, R) in [-1, 1], `hole_mask` (B, 1, R, R) in [0, 1] with
-        1 = repaint, `exemplar` (B, 3, S, S) in [0, 1], all float32; `index` and `cache_key` (B,)
-        int64.
+        1 = repaint, `exemplar` (B, 3, S, S) in [0, 1], all float32; `index`, `skipped` (unreadable
+        photos passed over) and `cache_key` (B,) int64.
     """
     batch = {
         name: torch.from_numpy(np.stack([sample[name] for sample in samples]))

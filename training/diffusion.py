@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pbe_model import checkpoint
 from pbe_model.architecture import METADATA_KEY, infer_config
+from pbe_model.clip_tower import PUBLISHED, load_tower
 from pbe_model.config import CONFIGS
 from pbe_model.edit import Condition, guided
 from pbe_model.exemplar import normalise
@@ -21,11 +22,12 @@ from pbe_model.layers import ResBlock, SpatialTransformer
 from pbe_model.model import PaintByExample
 from pbe_model.samplers import sample
 from pbe_model.unet import UNet
-from training.augment import SampleGeometry
 from training.config import RunConfig
 from training.data import BoxDataset, collate, keyed_rng
 from training.latents import LatentBank, LatentEncoder
+from training.lora import add_lora
 from training.loss import DiffusionLoss
+from training.plan import flops_per_sample
 
 NOISE = 3  # stream of `keyed_rng`, after those of training.data
 _VALIDATION = 64  # held-out samples that the validation loss is taken over
@@ -37,26 +39,32 @@ class Diffusion:
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.run = config
         self.device = device
-        torch.manual_seed(config.seed)
-        self.model = _starting_model(config).to(device)
+        self.model = starting_model(config)
+        freeze(self.model, config)
+        self.model.to(device)
+        if config.precision != "no":  # the layout that 16-bit convolutions are fast in
+            self.model.unet.to(memory_format=torch.channels_last)
         sizes = self.model.config
+        self.num_timesteps = sizes.schedule.num_timesteps
+        data = config.data
+        variants = data.geometry_variants
         shared = {
             "resolution": sizes.resolution,
             "exemplar_size": sizes.exemplar.image_size,
             "seed": config.seed,
-            "geometry": SampleGeometry(antialias=config.data.antialias),
+            "exemplar": data.exemplar,
+            "geometry": data.geometry,
+            "report": config.out / "unreadable.txt",
         }
-        variants = config.data.geometry_variants
         self.dataset = BoxDataset(
-            config.data.root,
-            config.data.index,
+            data.root,
+            data.index,
+            sample=data.sample,
             geometry_variants=variants,
             with_image=variants is None,
             **shared,
         )
-        self._held_out = BoxDataset(
-            config.data.root, config.data.val_index, shuffle=False, **shared
-        )
+        self._held_out = BoxDataset(data.root, data.val_index, shuffle=False, **shared)
         self._encoder = LatentEncoder(self.model.vae, device)
         self._bank = (
             None
@@ -67,17 +75,14 @@ class Diffusion:
             self.model.unet,
             self.model.encoder,
             self.model.schedule,
-            config.min_snr,
-            config.v_weight,
-            config.thumbnail_weight,
+            config.loss.min_snr,
+            config.loss.v_weight,
+            config.loss.thumbnail_weight,
         )
-        self.model.vae.requires_grad_(False)
-        if not config.train_tower:
-            self.model.encoder.cond_stage_model.transformer.requires_grad_(False)
-        if config.tokens == "class":
-            # They get no gradient; data-parallel training would wait for it.
-            for _, parameter in self.model.unet.inert_parameters():
-                parameter.requires_grad_(False)
+
+    def flops_per_sample(self) -> float:
+        """Operations of a training step for one sample, as `training.plan` counts them."""
+        return flops_per_sample(self.run)
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields.
@@ -91,10 +96,10 @@ class Diffusion:
         for index in loaded["index"].tolist():
             rng = keyed_rng(self.run.seed, index, NOISE)
             steps.append(int(rng.integers(sizes.schedule.num_timesteps)))
-            drops.append(bool(rng.random() < self.run.drop_condition))
+            drops.append(bool(rng.random() < self.run.loss.drop_condition))
             noise = rng.standard_normal(shape, np.float32)
             offset = rng.standard_normal((shape[0], 1, 1), np.float32)
-            noises.append(noise + self.run.offset_noise * offset)
+            noises.append(noise + self.run.loss.offset_noise * offset)
             if self._bank is None:
                 posterior.append(rng.standard_normal((2, *shape), np.float32))
         if self._bank is not None:
@@ -166,35 +171,75 @@ class Diffusion:
         return rows.flatten(0, 1), 10
 
 
-def _starting_model(config: RunConfig) -> PaintByExample:
+def freeze(model: PaintByExample, config: RunConfig) -> None:
+    """Leave trainable what a run trains, and put its adapters in."""
+    model.vae.requires_grad_(False)
+    if not config.train_tower:
+        model.encoder.cond_stage_model.transformer.requires_grad_(False)
+    if config.tokens == "class":
+        # They get no gradient; data-parallel training would wait for it.
+        for _, parameter in model.unet.inert_parameters():
+            parameter.requires_grad_(False)
+    if config.lora.rank:
+        add_lora(model, config.lora)
+    model.unet.gradient_checkpointing = config.gradient_checkpointing
+
+
+def starting_model(config: RunConfig) -> PaintByExample:
     """Fresh weights, and those of `config.init` for the parts that it holds.
 
     That may be a first stage, a checkpoint of Stable Diffusion, or a whole model.
+
+    Raises:
+        ValueError: No `init`, or one that does not fit.
     """
-    sizes = replace(CONFIGS[config.model], tokens=config.tokens)
     if config.init is None:
         raise ValueError(
             "the diffusion stage needs a trained first stage; set init to its exported file "
-            "(for the demo: run `pbe-train train demo-first-stage` first)"
+            "(for the demo: run `pbe-train train demo-first-stage` first), or to a checkpoint of "
+            "Stable Diffusion 1.4 or of Paint by Example"
         )
     file = checkpoint.starting_point(checkpoint.read(config.init))
+    tensors = {n: t for n, t in file.tensors.items() if _part_of(n) in config.init_parts}
+    sizes = CONFIGS[config.model]
     if METADATA_KEY in file.metadata:
         found = infer_config(file.tensors, file.metadata)
-        if "learnable_vector" in file.tensors:
-            sizes = replace(found, tokens=config.tokens)
-        elif any(name.startswith(checkpoint.PARTS["unet"]) for name in file.tensors):
+        if "learnable_vector" in tensors:
+            sizes = found
+        elif any(name.startswith(checkpoint.PARTS["unet"]) for name in tensors):
             sizes = replace(sizes, unet=found.unet, vae=found.vae, resolution=found.resolution)
         else:  # a first stage alone says nothing of the denoiser
             sizes = replace(sizes, vae=found.vae)
-    model = PaintByExample(sizes)
-    initialise(model.unet)
-    checkpoint.load_parts(model, file.tensors, file.path)
+    schedule = replace(
+        sizes.schedule,
+        prediction=config.loss.prediction,
+        zero_terminal_snr=config.loss.zero_terminal_snr,
+    )
+    torch.manual_seed(config.seed)
+    model = PaintByExample(replace(sizes, tokens=config.tokens, schedule=schedule))
+    initialise(model.unet, identity=config.loss.prediction == "epsilon")
+    found = checkpoint.load_parts(model, tensors, file.path)
+    if config.init_tower is not None:
+        load_tower(model, config.init_tower)
+    elif "encoder" not in found and not config.train_tower:
+        raise ValueError(
+            f"{file.path} has no image tower, which would stay as random as it starts: set "
+            f"init_tower to {PUBLISHED}, or train_tower to true"
+        )
     return model
 
 
+def _part_of(name: str) -> str:
+    """The part of the model, of `checkpoint.PARTS`, that a tensor belongs to."""
+    starts = {part: start for part, start in checkpoint.PARTS.items() if start}
+    return next((part for part, start in starts.items() if name.startswith(start)), "encoder")
+
+
 @torch.no_grad()
-def initialise(unet: UNet) -> None:
+def initialise(unet: UNet, *, identity: bool = True) -> None:
     """Start residual branches at zero, as the official code does, and the whole as the identity.
+
+    Without `identity` the whole starts at zero, the best linear guess of v.
 
     At the noisiest timesteps the noise is almost the input, and what the network has to say is the
     small difference. Learning to repeat its input to a percent takes thousands of updates, so the
@@ -214,6 +259,8 @@ def initialise(unet: UNet) -> None:
             assert last.bias is not None
             nn.init.zeros_(last.bias)
 
+    if not identity:
+        return
     first = next(unet.input_blocks[0].children())
     skip = next(unet.output_blocks[-1].children()).skip_connection
     out = unet.out[-1]

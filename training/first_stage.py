@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pbe_model.config import CONFIGS, PBEConfig
 from pbe_model.vae import AutoencoderKL
-from training.augment import SampleGeometry
 from training.config import RunConfig
 from training.data import BoxDataset, collate, keyed_rng
 from training.loss import FirstStageLoss
+from training.plan import flops_per_sample
 
 NOISE = 3  # stream of `keyed_rng`, after those of training.data
 
@@ -23,19 +23,28 @@ class FirstStage:
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.run = config
+        self.num_timesteps = 0
         self.device = device
         self.model_config: PBEConfig = CONFIGS[config.model]
         size = self.model_config.resolution
-        geometry = SampleGeometry(antialias=config.data.antialias)
-        shared = {"resolution": size, "exemplar_size": 8, "seed": config.seed, "geometry": geometry}
-        self.dataset = BoxDataset(config.data.root, config.data.index, **shared)
-        self._held_out = BoxDataset(
-            config.data.root, config.data.val_index, shuffle=False, **shared
-        )
+        data = config.data
+        shared = {
+            "resolution": size,
+            "exemplar_size": 8,  # unused, and so as small as can be
+            "seed": config.seed,
+            "geometry": data.geometry,
+            "report": config.out / "unreadable.txt",
+        }
+        self.dataset = BoxDataset(data.root, data.index, sample=data.sample, **shared)
+        self._held_out = BoxDataset(data.root, data.val_index, shuffle=False, **shared)
         torch.manual_seed(config.seed)
         vae = AutoencoderKL(self.model_config.vae)
         initialise(vae)
-        self.module = FirstStageLoss(vae, config.kl_weight).to(device)
+        self.module = FirstStageLoss(vae, config.loss.kl_weight).to(device)
+
+    def flops_per_sample(self) -> float:
+        """Operations of a training step for one sample, as `training.plan` counts them."""
+        return flops_per_sample(self.run)
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields; noise is keyed by sample."""

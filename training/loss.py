@@ -38,18 +38,27 @@ class FirstStageLoss(nn.Module):
 class DiffusionLoss(nn.Module):
     """`E || eps_theta(y_t, keep_mask * x, c, t) - eps ||^2` (arXiv 2211.13227, equation 4).
 
+    Of a model that predicts v (arXiv 2202.00512), which the schedule says, v takes the noise's
+    place.
+
     Args:
         unet: Denoiser.
         encoder: Image tower, mapper, projection and learnable vector.
-        schedule: Noise schedule.
-        min_snr: Clip of the min-SNR weighting; 0 for none.
+        schedule: Noise schedule, and what the denoiser predicts.
+        min_snr: Clip g of the min-SNR weighting (arXiv 2303.09556), which counts the error of the
+            clean latent by `min(snr, g)`: by that over `snr` the error of the noise, over `snr + 1`
+            that of v. The last timestep of a schedule of zero terminal SNR does not count then.
+            0 for none.
         v_weight: Weigh each timestep as a loss on v would (arXiv 2202.00512), by `1 / a_t`. The
             paper's plain mean hardly counts the noisiest timesteps, at which the exemplar decides
-            the colours; a short training needs them.
+            the colours; a short training needs them. For models that predict the noise.
         thumbnail_weight: Weight of drawing a thumbnail of the exemplar from its condition, by a
             linear layer that lives for the training alone. A tower that starts from nothing says
             nothing of its picture, so the denoiser learns to overlook it before it can speak;
             CLIP's needs no such help. 0 for none.
+
+    Raises:
+        ValueError: `v_weight` of a model that predicts v.
     """
 
     THUMBNAIL = 8  # side in pixels
@@ -64,6 +73,11 @@ class DiffusionLoss(nn.Module):
         thumbnail_weight: float = 0.0,
     ) -> None:
         super().__init__()
+        if v_weight and schedule.prediction == "v":
+            raise ValueError(
+                "v_weight makes a loss on the noise one on v, which this model predicts already; "
+                "leave it out"
+            )
         self.unet = unet
         self.encoder = encoder
         self.schedule = schedule
@@ -81,6 +95,11 @@ class DiffusionLoss(nn.Module):
             batch: `latent`, `masked_latent` `(B, 4, h, w)` scaled; `keep_mask` `(B, 1, h, w)` in
                 [0, 1]; `exemplar` `(B, 3, S, S)` in [0, 1]; `noise` like `latent`; `timestep`
                 `(B,)`; `drop` `(B,)` bool, where the learnable vector takes the exemplar's place.
+
+        Returns:
+            `loss`, a scalar with a gradient. Without: `eps_mse`, a scalar, the plain error of the
+            noise, whatever is predicted; `per_sample` `(B,)`, weighted, whose mean is the loss;
+            `thumbnail_mse`, a scalar that counts in the loss besides, if asked for.
         """
         latent, noise, timestep = batch["latent"], batch["noise"], batch["timestep"]
         encoded = self.encoder(normalise(batch["exemplar"]))
@@ -90,18 +109,27 @@ class DiffusionLoss(nn.Module):
         noisy = self.schedule.add_noise(latent, noise, timestep)
         x = torch.cat([noisy, batch["masked_latent"], batch["keep_mask"]], dim=1)
         predicted = self.unet(x, timestep, context)
-        per_sample = (predicted.float() - noise).square().flatten(1).mean(dim=1)  # (B,)
-        alpha = self.schedule.alphas_cumprod.to(timestep.device)[timestep].float()
-        weight = torch.ones_like(per_sample)
+        target = self.schedule.target(latent, noise, timestep)
+        error = (predicted.float() - target).square().flatten(1).mean(dim=1)  # (B,)
+        alpha = self.schedule.alphas_cumprod.float().to(timestep.device)[timestep]
+        predicts_v = self.schedule.prediction == "v"
+        weight = torch.ones_like(error)
         if self.min_snr:
             snr = alpha / (1 - alpha)
-            weight = weight * snr.clamp(max=self.min_snr) / snr
+            weight = weight * snr.clamp(max=self.min_snr) / (snr + 1 if predicts_v else snr)
         if self.v_weight:
             weight = weight / alpha
-        values = {"loss": (weight * per_sample).mean(), "eps_mse": per_sample.detach().mean()}
+        per_sample = weight * error
+        # The noise that v implies in a noisy latent is sqrt(a) * v + sqrt(1 - a) * x.
+        eps_error = alpha * error if predicts_v else error
+        values = {
+            "loss": per_sample.mean(),
+            "eps_mse": eps_error.detach().mean(),
+            "per_sample": per_sample.detach(),
+        }
         if self.thumbnail_weight:
             small = F.adaptive_avg_pool2d(batch["exemplar"] * 2 - 1, self.THUMBNAIL)
-            error = F.mse_loss(self.thumbnail(encoded.mean(dim=1)).float(), small.flatten(1))
-            values["loss"] = values["loss"] + self.thumbnail_weight * error
-            values["thumbnail_mse"] = error.detach()
+            drawn = F.mse_loss(self.thumbnail(encoded.mean(dim=1)).float(), small.flatten(1))
+            values["loss"] = values["loss"] + self.thumbnail_weight * drawn
+            values["thumbnail_mse"] = drawn.detach()
         return values

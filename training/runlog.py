@@ -1,15 +1,108 @@
-"""What a run tells: a progress bar with ETA, JSONL, TensorBoard, sample grids."""
+"""What a run tells: a progress bar with ETA, JSONL, TensorBoard or other trackers, sample grids."""
 
 from __future__ import annotations
 
+import importlib
 import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+BINS = 10
+"""Ranges of timesteps whose losses are told apart."""
+
+
+class Window:
+    """Means of figures over the updates since the last line of the log.
+
+    The loss by timestep comes as sums and counts of `BINS` equal ranges, because an update may have
+    no sample of a range.
+    """
+
+    def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
+        saved = saved or {"sums": {}, "updates": 0, "bins": [[0.0] * BINS] * 2}
+        self.sums: dict[str, float] = dict(saved["sums"])
+        self.updates: int = saved["updates"]
+        self.bins = [list(row) for row in saved["bins"]]
+
+    def add(self, values: Mapping[str, float], bins: Sequence[Sequence[float]] = ()) -> None:
+        """Count one update's figures, and the sums and counts of its losses by timestep."""
+        self.updates += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        for row, more in zip(self.bins, bins, strict=False):
+            row[:] = [a + b for a, b in zip(row, more, strict=True)]
+
+    def means(self) -> dict[str, float]:
+        """The means; losses by timestep are named by the first tenth of their range."""
+        figures = {name: total / self.updates for name, total in self.sums.items()}
+        for number, (total, count) in enumerate(zip(*self.bins, strict=True)):
+            if count:
+                figures[f"loss_t{number * 100 // BINS:02d}"] = total / count
+        return figures
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resumed run writes the same lines."""
+        return {"sums": self.sums, "updates": self.updates, "bins": self.bins}
+
+
+class Tracker(Protocol):
+    """A place that shows figures and pictures."""
+
+    def figures(self, step: int, values: Mapping[str, float]) -> None: ...
+    def picture(self, step: int, name: str, pixels: Tensor) -> None: ...
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in the run's folder."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def figures(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, pixels: Tensor) -> None:
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Online:
+    """wandb, or trackio, which has the same interface; a resumed run goes on in the same record."""
+
+    def __init__(self, name: str, folder: Path, config: Mapping[str, Any]) -> None:
+        try:
+            self._library: Any = importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(
+                f"log.trackers names {name}, which is not installed; pip install {name}, or leave "
+                "it out"
+            ) from error
+        extra = {"dir": str(folder), "id": folder.name} if name == "wandb" else {}
+        self._run = self._library.init(
+            project="paint-by-example", name=folder.name, config=config, resume="allow", **extra
+        )
+
+    def figures(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, pixels: Tensor) -> None:
+        self._run.log({name: self._library.Image(pixels.numpy())}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 class RunLog:
@@ -17,40 +110,65 @@ class RunLog:
 
     Args:
         folder: The run's folder.
-        start: Updates made before.
+        start: Updates made before; what an interrupted run logged after them is taken back.
         total: Updates to make.
-        batch_size: Samples an update, for the rate.
+        trackers: Names, beside the JSONL file.
+        config: The run's settings, for trackers that show them.
         active: False on other ranks.
     """
 
     def __init__(
-        self, folder: Path, *, start: int, total: int, batch_size: int, active: bool = True
+        self,
+        folder: Path,
+        *,
+        start: int,
+        total: int,
+        trackers: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+        active: bool = True,
     ) -> None:
         self.folder = folder
         self.active = active
-        self.batch_size = batch_size
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        path = folder / "log.jsonl"
+        _take_back(path, start)
+        self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._trackers: list[Tracker] = [
+            TensorBoard(folder, start)
+            if name == "tensorboard"
+            else Online(name, folder, config or {})
+            for name in trackers
+        ]
         self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def advance(self) -> None:
         """Count one update."""
         if self.active:
             self._bar.update()
 
-    def figures(self, step: int, values: dict[str, float]) -> None:
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.active:
+            self._bar.write(text)
+
+    def figures(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers of an update."""
         if not self.active:
             return
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        shown = {n: f"{v:.4g}" for n, v in values.items() if n != "lr"}
-        self._bar.set_postfix(shown)
+        for tracker in self._trackers:
+            tracker.figures(step, values)
+        shown = ("loss", "val_eps_mse", "val_psnr", "images_per_second")
+        self._bar.set_postfix({n: f"{values[n]:.4g}" for n in shown if n in values})
 
     def grid(self, step: int, images: Tensor, columns: int) -> None:
         """Log pictures `(N, 3, H, W)` in [-1, 1] as one grid."""
@@ -59,14 +177,30 @@ class RunLog:
         picture = image_grid(images, columns)
         (self.folder / "samples").mkdir(exist_ok=True)
         Image.fromarray(picture.numpy()).save(self.folder / "samples" / f"step-{step:08d}.png")
-        self._board.add_image("samples", picture, step, dataformats="HWC")
+        for tracker in self._trackers:
+            tracker.picture(step, "samples", picture)
 
     def close(self) -> None:
         """Flush and close the files."""
         if self.active:
             self._bar.close()
-            self._board.close()
             self._lines.close()
+            for tracker in self._trackers:
+                tracker.close()
+
+
+def _take_back(path: Path, start: int) -> None:
+    """Drop lines of updates after `start`, and one that a killed process left unfinished."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError, KeyError):
+            if json.loads(line)["step"] <= start:
+                kept.append(line + "\n")
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept), encoding="utf-8")
+    part.replace(path)
 
 
 def image_grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:

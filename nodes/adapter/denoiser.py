@@ -80,9 +80,11 @@ class PBEModel(comfy.model_base.BaseModel):
     """Paint by Example among the host's models."""
 
     def __init__(self, model_config: PBEModelConfig, device: torch.device | None = None) -> None:
+        kinds = comfy.model_base.ModelType
+        predicts_v = model_config.pbe_config.schedule.prediction == "v"
         super().__init__(
             model_config,
-            comfy.model_base.ModelType.EPS,
+            kinds.V_PREDICTION if predicts_v else kinds.EPS,
             device=device,
             unet_model=HostUNet,
         )
@@ -150,6 +152,7 @@ class PBEModelConfig(comfy.supported_models_base.BASE):
             "linear_start": config.schedule.linear_start,
             "linear_end": config.schedule.linear_end,
             "timesteps": config.schedule.num_timesteps,
+            "zsnr": config.schedule.zero_terminal_snr,
         }
         unet = config.unet
         super().__init__({"sizes": unet, "attention": attention, **_host_entries(unet)})

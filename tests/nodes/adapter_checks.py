@@ -5,6 +5,7 @@ None or the traceback of its failure. What HTTP cannot see is checked here: whic
 really computes, what it is fed, and agreement far below a grey level.
 """
 
+import copy
 import importlib
 import importlib.util
 import json
@@ -25,8 +26,11 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.latent_formats  # noqa: E402
+import comfy.lora  # noqa: E402
 import comfy.model_detection  # noqa: E402
+import comfy.model_sampling  # noqa: E402
 import comfy.sample  # noqa: E402
+import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 from comfy_api.torch_helpers import set_torch_compile_wrapper  # noqa: E402
@@ -179,6 +183,27 @@ def check_latents_are_those_of_our_sampler(parts: Parts) -> None:
     close(latent, expected, 1e-4)
 
 
+def check_v_and_zero_terminal_snr_reach_the_host_s_sampling(parts: Parts) -> None:
+    config = ours("pbe_model.config")
+    for zero in (False, True):
+        schedule = config.ScheduleConfig(prediction="v", zero_terminal_snr=zero)
+        model = adapter.load_model(
+            replace(TINY, schedule=schedule),
+            parts.plain.unet.state_dict(),
+            comfy.latent_formats.SD15(),
+        )
+        sampling = model.model.model_sampling
+        sigmas = ours("pbe_model.schedule").NoiseSchedule.linear(schedule).sigmas.float()
+        torch.testing.assert_close(sampling.sigmas, sigmas, rtol=1e-4, atol=0)
+        x, said = torch.randn(2, 1, 4, SIDE, SIDE).unbind()
+        for sigma in sampling.sigmas[[0, 500, -1]]:
+            a = 1 / (1 + sigma**2)
+            noisy = sampling.calculate_input(sigma, x)  # sqrt(a) x
+            clean = a.sqrt() * noisy - (1 - a).sqrt() * said
+            close(sampling.calculate_denoised(sigma, said, x), clean)
+    assert not isinstance(parts.model.model.model_sampling, comfy.model_sampling.V_PREDICTION)
+
+
 def check_the_host_s_lora_names_fit_the_official_size(_: Parts) -> None:
     """The yardstick is its own detection of the architecture, which LoRA names follow."""
     unet_config = ours("pbe_model.config").V1.unet
@@ -188,6 +213,35 @@ def check_the_host_s_lora_names_fit_the_official_size(_: Parts) -> None:
     described = ours("nodes.adapter.denoiser")._host_entries(unet_config)
     mapping = comfy.utils.unet_to_diffusers(described)
     assert len(mapping) > 700 and mapping == comfy.utils.unet_to_diffusers(detected)
+
+
+def check_the_host_takes_our_adapters(parts: Parts) -> None:
+    """Every name in a file of ours for the denoiser, on the host's own path of LoRA loaders."""
+    lora = ours("pbe_model.lora")
+    merged = copy.deepcopy(parts.plain)
+    layers = {n: m for n, m in lora.adaptable(merged).items() if n.startswith("unet.")}
+    tensors = {}
+    for path, name in lora.names_in_file(layers, TINY).items():
+        rows, *columns = layers[path].weight.shape
+        up = torch.randn(rows, 2, *(1 for _ in columns[1:]))
+        down = torch.randn(2, *columns) * 0.05
+        tensors |= {
+            name + lora.UP: up,
+            name + lora.DOWN: down,
+            name + lora.ALPHA: torch.tensor(1.0),
+        }
+        lora.merge(path, layers[path].weight, up, down, 0.7 / 2)
+    known = comfy.lora.model_lora_keys_unet(parts.model.model, {})
+    patches = comfy.lora.load_lora(tensors, known)
+    assert len(patches) == len(layers) > 100, (len(patches), len(layers))
+    patched, _ = comfy.sd.load_lora_for_models(parts.model, None, tensors, 0.7, 0)
+    patched.patch_model(torch.device("cpu"))
+    x, context = parts.row, parts.context[:1]
+    output = patched.model.diffusion_model(x, parts.timesteps[:1], context=context)
+    patched.unpatch_model(torch.device("cpu"))
+    close(output, merged.unet(x, parts.timesteps[:1], context), 1e-4)
+    plain = parts.plain.unet(x, parts.timesteps[:1], context)
+    assert (output - plain).abs().max() > 0.01 * plain.abs().max()
 
 
 def check_the_vae_is_ours(parts: Parts) -> None:

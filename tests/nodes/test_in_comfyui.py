@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pbe_model import TINY, PaintByExample, edit
-from pbe_model.config import VAEConfig
+from pbe_model.config import ScheduleConfig, VAEConfig
 from pbe_model.image_io import read_image, read_mask
 from pbe_model.saving import save_diffusers, save_model
 
@@ -260,6 +260,28 @@ def test_node_and_python_paint_the_same_pictures(host: Host, checkpoint: Path, s
             assert levels <= 1.01, f"node {node} differs by {levels:.2f} grey levels"
 
 
+@pytest.fixture(scope="module")
+def of_v(host: Host, checkpoint: Path) -> Path:
+    """A model of v that has seen pure noise, beside the other."""
+    torch.manual_seed(1)
+    path = checkpoint.with_name("v.safetensors")
+    schedule = ScheduleConfig(prediction="v", zero_terminal_snr=True)
+    config = replace(TINY, vae=replace(TINY.vae, scale_factor=0.7), schedule=schedule)
+    save_model(path, PaintByExample(config).eval())
+    return path
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler"])
+def test_a_model_of_v_paints_as_in_python(host: Host, of_v: Path, sampler: str):
+    run = host.run(graph("paint_by_example/v.safetensors", sampler_name=sampler, steps=6, seed=11))
+    assert run.error is None, run.error_text
+    settings = {"steps": 6, "similarity": 2.0, "seed": 11, "sampler": sampler}
+    expected = edit(PaintByExample.from_checkpoint(of_v), *scene(), **settings)
+    (crop,), (picture,) = host.images(run, "6"), host.images(run, "5")
+    assert np.abs(crop - 255 * expected.crops[0].numpy()).max() <= 1.01
+    assert np.abs(picture - 255 * expected.images[0].numpy()).max() <= 1.01
+
+
 def test_progress_and_previews_come_at_every_step(host: Host, checkpoint: Path):
     run = host.run(graph(steps=5, seed=12))
     assert [p for p in run.progress if p[0] == "4"] == [("4", i, 5) for i in range(1, 6)]
@@ -313,8 +335,12 @@ def native_sampling(kind: str) -> Prompt:
     return prompt | {"24": {"class_type": kind, "inputs": links | latent}}
 
 
-@pytest.mark.parametrize("kind", NATIVE)
-def test_native_samplers_paint_the_same_picture(host: Host, checkpoint: Path, kind: str):
+@pytest.mark.parametrize(
+    ("kind", "model"), [*((kind, "checkpoint") for kind in NATIVE), ("KSampler", "of_v")]
+)
+def test_native_samplers_paint_the_same_picture(
+    host: Host, request: pytest.FixtureRequest, kind: str, model: str
+):
     """Behind InpaintModelConditioning, on a photo of the model's own size."""
     Image.fromarray(
         (np.random.default_rng(0).random((64, 64, 3)) * 255).astype(np.uint8)
@@ -322,7 +348,8 @@ def test_native_samplers_paint_the_same_picture(host: Host, checkpoint: Path, ki
     hole = np.zeros((64, 64, 3), np.uint8)
     hole[20:45, 15:50] = 255
     Image.fromarray(hole).save(host.base / "input/hole.png")
-    prompt = graph(image=["20", 0], mask=["21", 0], region="whole")
+    name = f"paint_by_example/{request.getfixturevalue(model).name}"
+    prompt = graph(name, image=["20", 0], mask=["21", 0], region="whole")
     prompt["20"] = {"class_type": "LoadImage", "inputs": {"image": "photo.png"}}
     prompt["21"] = {
         "class_type": "LoadImageMask",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pbe_model import PaintByExample, PBEConfig
-from pbe_model.config import ExemplarConfig, UNetConfig, VAEConfig
+from pbe_model.config import ExemplarConfig, ScheduleConfig, UNetConfig, VAEConfig
 
 torch.set_num_threads(1)
 
@@ -25,6 +25,7 @@ SMALL = PBEConfig(
     resolution=32,
 )
 SMALL_ALL = replace(SMALL, tokens="all")
+SMALL_V = replace(SMALL, schedule=ScheduleConfig(prediction="v", zero_terminal_snr=True))
 
 
 def randomise(module: nn.Module, seed: int = 0) -> None:

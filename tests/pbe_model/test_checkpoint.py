@@ -16,7 +16,7 @@ from pbe_model.attention import reference_attention
 from pbe_model.checkpoint import PARTS, inspect, load_parts, load_weights, read, state_dict
 from pbe_model.saving import save_model, save_official
 
-from .small import SMALL, SMALL_ALL, noise, relative_error, small_model
+from .small import SMALL, SMALL_ALL, SMALL_V, noise, relative_error, small_model
 
 TOWER = "cond_stage_model.transformer."
 POSITION_IDS = TOWER + "vision_model.embeddings.position_ids"
@@ -52,7 +52,7 @@ def write(path: Path, tensors: dict[str, Tensor], **metadata: str) -> Path:
 # ---- round trips -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [SMALL, SMALL_ALL, replace(SMALL, resolution=64)])
+@pytest.mark.parametrize("config", [SMALL, SMALL_ALL, SMALL_V, replace(SMALL, resolution=64)])
 def test_safetensors_round_trip_keeps_weights_and_configuration(tmp_path, config):
     path, model = tmp_path / "model.safetensors", small_model(config)
     save_model(path, model)

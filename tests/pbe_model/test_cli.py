@@ -26,7 +26,7 @@ from pbe_model.image_io import read_image, read_mask
 from pbe_model.painting import PAINTING
 from pbe_model.saving import save_model, save_official
 
-from .small import small_model
+from .small import SMALL_V, small_model
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -437,6 +437,17 @@ def test_inspect_for_programs(checkpoint, capsys):
     assert report["config"]["resolution"] == 32
     assert report["missing"] == []
     assert report["metadata"] == {"training": {"steps": 7, "run": {"seed": 1}}}
+
+
+def test_inspect_and_convert_tell_what_the_model_predicts(tmp_path, capsys):
+    source = tmp_path / "v.safetensors"
+    save_model(source, small_model(SMALL_V))
+    assert main(["inspect", str(source)]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["schedule"].endswith("prediction=v, zero_terminal_snr=True")
+    assert main(["convert", str(source), str(tmp_path / "v.ckpt"), "--to", "official"]) == 2
+    said = capsys.readouterr().err
+    assert "predicts v" in said and said.count("\n") == 1
 
 
 def test_inspect_lists_what_is_missing(folder, capsys):

@@ -6,10 +6,10 @@ import pytest
 
 from pbe_model import CONFIGS, TINY, V1, PBEConfig
 
-from .small import SMALL, SMALL_ALL
+from .small import SMALL, SMALL_ALL, SMALL_V
 
 
-@pytest.mark.parametrize("config", [V1, TINY, SMALL, SMALL_ALL])
+@pytest.mark.parametrize("config", [V1, TINY, SMALL, SMALL_ALL, SMALL_V])
 def test_json_round_trip(config):
     assert PBEConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -35,9 +35,31 @@ def test_size_multiples():
         ({"unets": {}}, ["unets", "PBEConfig", "'unet'"]),
         ({"unet": {"width": 3}}, ["width", "UNetConfig", "model_channels"]),
         ({"tokens": "some"}, ["some", "class", "all"]),
+        ({"schedule": {"prediction": "x0"}}, ["x0", "epsilon", "v"]),
+        ({"schedule": {"prediction": ["v"]}}, ["('v',)", "epsilon"]),
+        ({"schedule": {"zero_snr": True}}, ["zero_snr", "ScheduleConfig", "zero_terminal_snr"]),
     ],
 )
 def test_unknown_entries_are_named_with_those_that_exist(values, words):
     with pytest.raises(ValueError) as caught:
         PBEConfig.from_dict(values)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_schedule_from_before_it_named_the_prediction_predicts_the_noise():
+    values = {"num_timesteps": 1000, "linear_start": 0.00085, "linear_end": 0.012}
+    assert PBEConfig.from_dict({"schedule": values}) == V1
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"zero_terminal_snr": True}, "epsilon.* says nothing .* use prediction 'v'"),
+        ({"prediction": "v", "zero_terminal_snr": 1}, "zero_terminal_snr is 1; give true or false"),
+        ({"prediction": "v", "zero_terminal_snr": True, "num_timesteps": 1}, "at least 2"),
+        ({"prediction": "v", "num_timesteps": True}, "num_timesteps is True; give whole numbers"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused_in_a_sentence(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        PBEConfig.from_dict({"schedule": values})

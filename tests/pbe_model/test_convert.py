@@ -7,18 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import PaintByExamplePipeline, UNet2DConditionModel, pipelines
+from diffusers import DDIMScheduler, PaintByExamplePipeline, UNet2DConditionModel, pipelines
 from diffusers.pipelines.deprecated import paint_by_example
 from safetensors.torch import load_file, save_file
 
 from pbe_model import V1, PaintByExample
 from pbe_model.checkpoint import inspect, read, state_dict
 from pbe_model.cli import main
-from pbe_model.convert import FOLDERS, from_diffusers, module_table, renamed, to_diffusers
+from pbe_model.config import ScheduleConfig
+from pbe_model.convert import (
+    FOLDERS,
+    SCHEDULER,
+    from_diffusers,
+    module_table,
+    renamed,
+    to_diffusers,
+)
+from pbe_model.edit import Condition, guided
+from pbe_model.samplers import sample
 from pbe_model.saving import convert, save_diffusers, save_model, save_official
 
 from .peers import peer_encoder, peer_unet, peer_vae
-from .small import SMALL, small_model
+from .small import SMALL, SMALL_V, noise, relative_error, small_model, uniform
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +262,77 @@ def test_damaged_folders_are_refused_in_a_sentence(folder, harm, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         PaintByExample.from_checkpoint(folder)
     assert "\n" not in str(caught.value)
+
+
+# ---- v and zero terminal SNR -------------------------------------------------------------------
+
+PLAIN_V = replace(SMALL, schedule=ScheduleConfig(prediction="v"))
+
+
+@pytest.mark.parametrize("config", [PLAIN_V, SMALL_V], ids=["plain", "zero snr"])
+def test_the_stock_scheduler_paints_what_we_do_with_a_model_of_v(tmp_path, config):
+    """Denoiser and scheduler as diffusers reads them from our folder, in its pipelines' loop."""
+    model, similarity, steps = small_model(config), 3.0, 10
+    save_diffusers(tmp_path / "folder", model)
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "folder" / "unet")
+    scheduler = DDIMScheduler.from_pretrained(tmp_path / "folder" / "scheduler")
+    start, context = noise(2, 4, 8, 8), noise(1, 1, 24, seed=1)
+    told = Condition(*[noise(1, 4, 8, 8, seed=i) for i in (2, 3)], uniform(1, 1, 8, 8))
+    found = sample("ddim", guided(model, told, context, similarity), start, model.schedule, steps)
+
+    scheduler.set_timesteps(steps)
+    x, tokens = start, torch.cat([model.encoder.unconditional(2), context.expand(2, -1, -1)])
+    photo = torch.cat([told.masked_latent, told.keep_mask], dim=1).expand(2, -1, -1, -1)
+    for t in scheduler.timesteps:
+        rows = torch.cat([x, photo], dim=1).repeat(2, 1, 1, 1)
+        with torch.no_grad():
+            without, exemplar = unet(rows, t, tokens).sample.chunk(2)
+        x = scheduler.step(without + similarity * (exemplar - without), t, x).prev_sample
+    assert relative_error(found, x) < 1e-4
+
+
+@pytest.mark.parametrize("config", [PLAIN_V, SMALL_V], ids=["plain", "zero snr"])
+@pytest.mark.parametrize("layout", ["safetensors", "diffusers"])
+def test_layouts_that_can_say_it_keep_the_prediction(tmp_path, config, layout):
+    save_model(tmp_path / "a.safetensors", small_model(config))
+    out = tmp_path / ("b.safetensors" if layout == "safetensors" else "b")
+    convert(tmp_path / "a.safetensors", out, layout=layout)
+    assert inspect(out).config == PaintByExample.from_checkpoint(out).config == config
+
+
+def test_the_stock_pipeline_takes_the_scheduler_of_a_model_of_v(tmp_path, monkeypatch):
+    save_diffusers(tmp_path / "folder", small_model(SMALL_V))
+    monkeypatch.setattr(pipelines, "paint_by_example", paint_by_example, raising=False)
+    scheduler = PaintByExamplePipeline.from_pretrained(tmp_path / "folder").scheduler
+    assert isinstance(scheduler, DDIMScheduler) and scheduler.alphas_cumprod[-1] == 0
+    assert scheduler.config.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_the_official_layout_refuses_a_model_of_v(tmp_path, dtype):
+    """Its readers would take what it says for the noise."""
+    save_model(tmp_path / "a.safetensors", small_model(PLAIN_V))
+    for write in (
+        lambda out: save_official(out, small_model(PLAIN_V)),
+        lambda out: convert(tmp_path / "a.safetensors", out, layout="official", dtype=dtype),
+    ):
+        with pytest.raises(ValueError, match="official layout cannot say that a model predicts v"):
+            write(tmp_path / "b.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "sentence"),
+    [
+        ({"prediction_type": "sample"}, "prediction_type 'sample'; a denoiser can predict epsilon"),
+        ({"prediction_type": ["v_prediction"]}, "describe no Paint by Example model"),
+        ({"rescale_betas_zero_snr": True}, "does not go with prediction 'epsilon'"),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": None}, "give true or false"),
+    ],
+)
+def test_schedulers_that_no_model_can_have_are_refused(folder, entries, sentence):
+    file = folder / SCHEDULER
+    file.parent.mkdir()
+    file.write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=sentence):
+        PaintByExample.from_checkpoint(folder)

@@ -24,7 +24,7 @@ from pbe_model.plan import MODES
 from pbe_model.region import crop, match_colour
 from pbe_model.samplers import SAMPLERS
 
-from .small import SMALL_ALL, noise, relative_error, small_model, uniform
+from .small import SMALL_ALL, SMALL_V, noise, relative_error, small_model, uniform
 
 PHOTO = uniform(40, 52, 3)
 EXEMPLAR = uniform(20, 12, 3, seed=1)
@@ -467,3 +467,18 @@ def test_bad_arguments_are_refused_in_a_sentence(model, changed, words):
     arguments = {"image": PHOTO, "hole_mask": HOLE, "exemplar": EXEMPLAR, "steps": 1, **changed}
     with pytest.raises(ValueError, match=words):
         edit(model, **arguments)
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_model_of_v_that_has_seen_pure_noise_paints_with_every_sampler(sampler, strength):
+    model = small_model(SMALL_V)
+    hole = torch.zeros(32, 32)
+    hole[8:24, 8:24] = 1
+    options = {"steps": 3, "sampler": sampler, "strength": strength}
+    image, exemplar = uniform(32, 32, 3), uniform(16, 16, 3, seed=1)
+    found = edit(model, image, hole, exemplar, **options)
+    assert found.images.isfinite().all()
+    # The same weights taken for a model of the noise paint something else.
+    other = edit(small_model(), image, hole, exemplar, **options)
+    assert (found.crops - other.crops).abs().max() > 0.05

@@ -8,6 +8,7 @@ from pbe_model.mask import (
     SHAPES,
     augment,
     bezier_mask,
+    bezier_outline,
     bounding_box,
     box_mask,
     convex_hull,
@@ -200,7 +201,8 @@ def test_augment_shapes_cover_the_hole(shape):
 
 def test_variations_are_drawn_by_the_function_that_training_draws_with():
     of_training = pytest.importorskip("training.augment")
-    assert of_training.bezier_mask is bezier_mask and of_training.extend_box is extend_box
+    assert of_training.bezier_outline is bezier_outline
+    assert of_training.extend_box is extend_box
     hole, seed = disc(256, 60), 5
     box = bounding_box(hole)
     for variation, drawn in enumerate(augment(hole, "bezier", seed=seed, variations=3)):

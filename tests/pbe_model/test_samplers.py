@@ -13,13 +13,17 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from pbe_model.config import V1
+from pbe_model.config import V1, ScheduleConfig
 from pbe_model.samplers import SAMPLERS, ddim, dpmpp_2m, guidance, plms, sample
-from pbe_model.schedule import NoiseSchedule, SamplingGrid, karras_grid
+from pbe_model.schedule import NoiseSchedule, SamplingGrid, karras_grid, official_grid
 
 SCHEDULE = NoiseSchedule.linear(V1.schedule)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 MEAN, VARIANCE = 0.7, 0.36
+PLAIN_V, ZERO_SNR = (
+    NoiseSchedule.linear(ScheduleConfig(prediction="v", zero_terminal_snr=zero))
+    for zero in (False, True)
+)
 
 
 def gaussian_eps(x, t):
@@ -264,3 +268,103 @@ def test_bad_input(arguments, message):
     options = {"name": "plms", "steps": 10} | arguments
     with pytest.raises(ValueError, match=message):
         sample(denoise=RandomEps(), noise=standard_normal(1, 4, 2, 2), schedule=SCHEDULE, **options)
+
+
+# ---- v and zero terminal SNR -------------------------------------------------------------------
+
+
+class GaussianV:
+    """Exact v for latents that are N(MEAN, VARIANCE) per element: linear, and finite at a = 0."""
+
+    def __init__(self, schedule):
+        self.log_sigmas = schedule.log_sigmas
+
+    def __call__(self, x, t):
+        log_sigma = numpy.interp(t[0].item(), range(len(self.log_sigmas)), self.log_sigmas)
+        a = 1 / (1 + math.exp(2 * log_sigma))
+        share = (x - math.sqrt(a) * MEAN) / (a * VARIANCE + 1 - a)
+        x0, eps = MEAN + VARIANCE * math.sqrt(a) * share, math.sqrt(1 - a) * share
+        return math.sqrt(a) * eps - math.sqrt(1 - a) * x0
+
+
+def v_solution(noise, grid):
+    """Where the probability flow takes pure noise: every level of N(MEAN, VARIANCE) to its own."""
+    end = grid.alphas[-1]
+    return math.sqrt(end) * MEAN + noise * math.sqrt(end * VARIANCE + 1 - end)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_v_and_the_noise_of_one_model_lead_to_one_latent(name, strength):
+    noise = standard_normal(1, 4, 8, 8, dtype=torch.float64)
+    options = {"init_latent": noise * 0 + 1, "strength": strength}
+    from_v = sample(name, GaussianV(PLAIN_V), noise, PLAIN_V, 20, **options)
+    torch.testing.assert_close(
+        from_v, sample(name, gaussian_eps, noise, SCHEDULE, 20, **options), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("solve", "grid", "bound"),
+    [
+        (ddim, official_grid, 0.03),
+        (ddim, karras_grid, 0.07),
+        (plms, official_grid, 0.004),
+        (dpmpp_2m, official_grid, 0.025),
+        (dpmpp_2m, karras_grid, 0.015),
+    ],
+)
+def test_zero_terminal_snr_leads_noise_to_the_data_itself(solve, grid, bound):
+    """Not to a mean that is off because training never saw pure noise, as it is above."""
+    noise = standard_normal(1, 4, 16, 16, dtype=torch.float64)
+    errors = []
+    for steps in (1, 2, 3, 50, 200):
+        levels = grid(ZERO_SNR, steps)
+        error = solve(GaussianV(ZERO_SNR), noise, levels) - v_solution(noise, levels)
+        errors.append(error.square().mean().sqrt().item())
+    assert max(errors) < 1.02 * VARIANCE**0.5  # a single step draws the mean
+    assert errors[-2] < bound and errors[-1] < errors[-2] / 3.5
+
+
+def test_plms_looks_ahead_where_there_is_signal():
+    seen = RandomEps()
+    sample("plms", seen, standard_normal(1, 4, 2, 2), ZERO_SNR, 5)
+    assert seen.timesteps == [999, 799, 599, 599, 399, 199]
+    seen = RandomEps()
+    sample("plms", seen, standard_normal(1, 4, 2, 2), ZERO_SNR, 1)
+    assert seen.timesteps == [999]
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("steps", [5, 50])
+def test_ddim_of_v_agrees_with_diffusers(zero, steps):
+    noise = standard_normal(2, 4, 8, 8)
+    peer = DDIMScheduler(
+        clip_sample=False, prediction_type="v_prediction", rescale_betas_zero_snr=zero,
+        timestep_spacing="trailing" if zero else "leading", **OFFICIAL,
+    )  # fmt: skip
+    peer.set_timesteps(steps)
+    expected = run_peer(peer, peer.timesteps, RandomEps(), noise)
+    schedule = ZERO_SNR if zero else PLAIN_V
+    assert_agrees(sample("ddim", RandomEps(), noise, schedule, steps), expected)
+
+
+@pytest.mark.parametrize("steps", [2, 20])
+def test_dpmpp_2m_of_v_agrees_with_diffusers(steps):
+    noise = standard_normal(2, 4, 8, 8)
+    peer = DPMSolverMultistepScheduler(
+        use_karras_sigmas=True, final_sigmas_type="zero", prediction_type="v_prediction", **BETAS
+    )
+    peer.set_timesteps(steps)
+    peer.timesteps = torch.tensor(karras_grid(PLAIN_V, steps).timesteps)
+    expected = run_peer(peer, peer.timesteps, RandomEps(), noise)
+    assert_agrees(sample("dpmpp_2m", RandomEps(), noise, PLAIN_V, steps), expected)
+
+
+def test_guidance_on_v_is_guidance_on_the_noise():
+    """With `eps = sqrt(a) v + sqrt(1 - a) x`, of one x."""
+    v, w, x = standard_normal(3, 2, 4, 3, 3).unbind()
+    for alpha in (0.3, 0.99):
+        eps = [math.sqrt(alpha) * each + math.sqrt(1 - alpha) * x for each in (v, w)]
+        guided = math.sqrt(alpha) * guidance(v, w, 5.0) + math.sqrt(1 - alpha) * x
+        torch.testing.assert_close(guidance(*eps, 5.0), guided)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 
 from pbe_model.config import V1, ScheduleConfig
 from pbe_model.schedule import (
@@ -13,9 +13,13 @@ from pbe_model.schedule import (
     karras_grid,
     official_grid,
     official_timesteps,
+    trailing_timesteps,
 )
 
 SCHEDULE = NoiseSchedule.linear(V1.schedule)
+PLAIN_V = NoiseSchedule.linear(ScheduleConfig(prediction="v"))
+ZERO_SNR = NoiseSchedule.linear(ScheduleConfig(prediction="v", zero_terminal_snr=True))
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def test_levels_agree_with_diffusers():
@@ -199,3 +203,81 @@ def test_other_lengths():
     assert len(schedule) == 100
     assert schedule.buffers()["betas"].shape == (100,)
     assert official_grid(schedule, 10).timesteps[0] == 91
+
+
+# ---- v and zero terminal SNR -------------------------------------------------------------------
+
+
+def test_the_prediction_changes_no_level():
+    assert torch.equal(PLAIN_V.betas, SCHEDULE.betas)
+    assert (PLAIN_V.prediction, SCHEDULE.prediction) == ("v", "epsilon")
+    assert (ZERO_SNR.zero_terminal_snr, PLAIN_V.zero_terminal_snr) == (True, False)
+
+
+def test_zero_terminal_snr_agrees_with_diffusers():
+    peer = DDIMScheduler(rescale_betas_zero_snr=True, **BETAS)
+    torch.testing.assert_close(ZERO_SNR.betas.float(), peer.betas, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        ZERO_SNR.alphas_cumprod.float(), peer.alphas_cumprod, rtol=1e-4, atol=1e-8
+    )
+    assert ZERO_SNR.alphas_cumprod[-1] == 0
+    assert ZERO_SNR.alphas_cumprod[0].item() == pytest.approx(SCHEDULE.alphas_cumprod[0].item())
+
+
+def test_levels_counted_in_sigma_are_finite_and_end_where_comfyui_s_do():
+    assert ZERO_SNR.sigmas[-1].item() == pytest.approx(4518.76, abs=0.01)
+    for schedule in (ZERO_SNR, *(
+        NoiseSchedule.linear(
+            ScheduleConfig(prediction="v", zero_terminal_snr=True, num_timesteps=count)
+        )
+        for count in (2, 10, 4000)
+    )):  # fmt: skip
+        assert schedule.log_sigmas.isfinite().all() and (schedule.sigmas.diff() > 0).all()
+        assert all(table.isfinite().all() for table in schedule.buffers().values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_last_timestep_is_exactly_the_noise_and_v_there_minus_the_picture(dtype):
+    x0, noise = torch.randn(2, 3, 4, 3, 3).to(dtype).unbind()
+    for t in (torch.tensor([999, 998, 999]), torch.tensor([999.0, 998.0, 999.0])):
+        noisy, v = ZERO_SNR.add_noise(x0, noise, t), ZERO_SNR.target(x0, noise, t)
+        assert torch.equal(noisy[::2], noise[::2]) and torch.equal(v[::2], -x0[::2])
+        assert not torch.equal(v[1], -x0[1]) or dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("schedule", [PLAIN_V, ZERO_SNR], ids=["plain", "zero snr"])
+def test_v_and_the_noisy_latent_are_a_rotation_of_latent_and_noise(schedule):
+    x0, noise = torch.randn(2, 5, 4, 3, 3).unbind()
+    t = torch.tensor([0, 7, 500, 998, 999])
+    a = schedule.alphas_cumprod[t].view(-1, 1, 1, 1).float()
+    x, v = schedule.add_noise(x0, noise, t), schedule.target(x0, noise, t)
+    close = {"rtol": 0, "atol": 3e-6}
+    torch.testing.assert_close(a.sqrt() * x - (1 - a).sqrt() * v, x0, **close)
+    torch.testing.assert_close((1 - a).sqrt() * x + a.sqrt() * v, noise, **close)
+
+
+def test_of_a_model_that_predicts_noise_the_target_is_the_noise():
+    x0, noise = torch.randn(2, 2, 4, 3, 3).unbind()
+    assert SCHEDULE.target(x0, noise, torch.tensor([3, 999])) is noise
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 12, 50, 333, 500])
+def test_trailing_timesteps_agree_with_diffusers(steps):
+    peer = DDIMScheduler(timestep_spacing="trailing", **BETAS)
+    peer.set_timesteps(steps)
+    assert trailing_timesteps(steps) == peer.timesteps.flip(0).tolist()
+
+
+def test_trailing_timesteps_bad_input():
+    with pytest.raises(ValueError, match=r"steps is 501; .* at most 500"):
+        trailing_timesteps(501)
+
+
+def test_grids_of_zero_terminal_snr_start_from_noise_alone():
+    grid = official_grid(ZERO_SNR, 50)
+    assert grid.timesteps[:2] == (999, 979) and grid.alphas[0] == 0 and grid.prediction == "v"
+    assert grid.alphas[-1] == ZERO_SNR.alphas_cumprod[0]
+    assert official_grid(PLAIN_V, 50).timesteps == official_grid(SCHEDULE, 50).timesteps
+    grid = karras_grid(ZERO_SNR, 50)
+    assert grid.timesteps[0] == pytest.approx(999) and 0 < grid.alphas[0] < 5e-8
+    assert grid.tail(0.5).prediction == "v"

@@ -1,16 +1,17 @@
 """What tests of training share: a small model, a folder of photos, and runs as own processes.
 
 As a script it is the real `pbe-train`, with the small model under the name `tiny`:
-`python runs.py train run.toml`. `KILL_AT=n` in the environment kills the process with signal 9
-right after update `n`.
+`python runs.py train run.toml`; see `_main` for what the environment may ask of it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-import signal
+import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import nn
 
 from pbe_model.config import CONFIGS, ExemplarConfig, PBEConfig, UNetConfig, VAEConfig
 from training import state
-from training.config import RunConfig
+from training.config import RunConfig, to_toml
 
 SMALL = PBEConfig(
     unet=UNetConfig(
@@ -89,67 +90,82 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
 
 
 def run_config(photos: Path, out: Path, init: Path | None = None, **options) -> RunConfig:
-    """A run of a few small updates; entries of data and optim by their own names."""
-    data = {"root": photos, "workers": 0}
-    optim = {"lr": 1e-3, "warmup_steps": 2}
-    for group in (data, optim):
-        known = RunConfig.model_fields["data" if group is data else "optim"].annotation.model_fields
-        group.update({name: options.pop(name) for name in list(options) if name in known})
-    settings = {
+    """A run of a few small updates; options by dotted name, such as `{"optim.lr": 1e-3}`."""
+    settings: dict = {
         "stage": "first_stage" if init is None else "diffusion",
         "model": "tiny",
         "out": out,
         "init": init,
+        "train_tower": init is not None,  # the first stage that runs start from has none
         "threads": 1,
         "batch_size": 4,
         "steps": 4,
-        "log_every": 1,
-        "sample_every": 1000,
+        "data": {"root": photos, "workers": 0},
+        "optim": {"lr": 1e-3, "warmup_steps": 2},
+        "log": {"every": 1, "sample_every": 1000},
     }
-    return RunConfig.model_validate({**settings, **options, "data": data, "optim": optim})
+    for name, value in options.items():
+        group, dot, entry = name.rpartition(".")
+        (settings.setdefault(group, {}) if dot else settings)[entry] = value
+    return RunConfig.model_validate(settings)
 
 
-def to_toml(config: RunConfig) -> str:
-    """The configuration as a user's file."""
-    values = config.model_dump(mode="json", exclude_none=True)
-    tables = {name: values.pop(name) for name in ("data", "optim")}
-    lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
-    for name, table in tables.items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-    return "\n".join(lines)
+def changed(config: RunConfig, **options) -> RunConfig:
+    """The same run with other top-level entries."""
+    return config.model_copy(update=options)
 
 
 def start(
-    config: RunConfig, *, kill_at: int | None = None, processes: int = 1
+    config: RunConfig, *, processes: int = 1, nodes: int = 1, restarts: int = 0, **extra: object
 ) -> subprocess.CompletedProcess[str]:
-    """`pbe-train train` in a process of its own, or in several under torchrun."""
+    """`pbe-train train` in a process of its own, or in several under torchrun.
+
+    Args:
+        config: Of the run.
+        processes: On each node.
+        nodes: Agents of torchrun, all on this machine; the first one's result is returned.
+        restarts: How often torchrun starts all processes again when one dies.
+        extra: What is to happen on the way, see `_main`.
+    """
     file = config.out.with_suffix(".toml")
     file.write_text(to_toml(config))
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        launcher += ["--standalone", "--local_addr", "127.0.0.1"]  # on a free port
+    command = [sys.executable]
+    if processes * nodes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        command += ["--nnodes", str(nodes), "--max_restarts", str(restarts)]
+        command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}"]
+        command += ["--local_addr", "127.0.0.1"]
     environment = {
         **os.environ,
+        **{name: str(value) for name, value in extra.items()},
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    if kill_at:
-        environment["KILL_AT"] = str(kill_at)
-    return subprocess.run(
-        [*launcher, __file__, "train", str(file)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    agents = [
+        subprocess.Popen(
+            [*command, __file__, "train", str(file)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(nodes)
+    ]
+    outputs = [agent.communicate(timeout=600) for agent in agents]
+    return subprocess.CompletedProcess(command, agents[0].returncode, *outputs[0])
+
+
+TIMES = ("images_per_second", "peak_memory_gb", "mfu")
 
 
 def logged(out: Path) -> list[dict[str, float]]:
-    """Figures of a run's updates, without the rate, which is a matter of time."""
+    """Figures of a run's updates, without those that are a matter of the machine."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in e.items() if k != "images_per_second"} for e in lines if "loss" in e]
+    return [{k: v for k, v in e.items() if k not in TIMES} for e in lines if "loss" in e]
 
 
 def newest(out: Path) -> dict:
@@ -160,7 +176,7 @@ def newest(out: Path) -> dict:
 
 
 def digest(out: Path) -> str:
-    """Hash of all that a run's last checkpoint holds."""
+    """Hash of weights, optimizer and averages in a run's last checkpoint."""
     found = hashlib.sha256()
 
     def add(value: object) -> None:
@@ -176,27 +192,41 @@ def digest(out: Path) -> str:
         else:
             found.update(repr(value).encode())
 
-    add(newest(out))
+    saved = newest(out)
+    add([saved[name] for name in ("step", "samples", "module", "optimizer", "ema")])
     return found.hexdigest()
 
 
 def _main() -> int:
+    """The command, with the small model; the environment says what happens on the way.
+
+    `AT=n` and `SIGNAL=number`: after update n this process, or under torchrun that of rank `RANK`
+    of `WHOM`, sends itself the signal; with `ONCE=file` only if that file is not there yet.
+    `LARGEST=bytes`: no file may grow beyond, as on a disk that is full.
+    """
     from training import loop
     from training.cli import main
     from training.runlog import RunLog
 
     torch.set_num_threads(1)
     CONFIGS["tiny"] = SMALL
-    kill_at = int(os.environ.get("KILL_AT", 0))
-    if kill_at:
-        advance, updates = RunLog.advance, iter(range(1, kill_at + 1))
+    ask = os.environ.get
+    at, number, once = int(ask("AT", 0)), int(ask("SIGNAL", 9)), ask("ONCE")
+    if largest := int(ask("LARGEST", 0)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    advance = RunLog.advance
+    updates = itertools.count(1)
 
-        def advance_or_die(log: RunLog) -> None:
-            advance(log)
-            if next(updates) == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def advance_or_signal(log: RunLog) -> None:
+        advance(log)
+        if next(updates) == at and ask("RANK", "0") == ask("WHOM", "0"):
+            if once and Path(once).exists():
+                return
+            if once:
+                Path(once).touch()
+            os.kill(os.getpid(), number)
 
-        RunLog.advance = advance_or_die
+    RunLog.advance = advance_or_signal
 
     class Announced(loop.Accelerator):
         def __init__(self, **options) -> None:

@@ -140,18 +140,22 @@ def random_box(generator: np.random.Generator, height: int, width: int) -> Box:
 
 
 @pytest.mark.parametrize("size", [(30, 30), (30, 50), (50, 30), (1, 1), (1, 9)])
-def test_crop_is_a_square_that_holds_the_box(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("zoom_fixed", [False, True])
+def test_crop_is_a_square_that_holds_the_box(size: tuple[int, int], zoom_fixed: bool) -> None:
     height, width = size
     squashed = 0
     for number in range(DRAWS):
         generator = rng(number)
         box = random_box(generator, height, width)
-        x0, y0, x1, y1 = square_crop(height, width, box, generator)
+        x0, y0, x1, y1 = square_crop(height, width, box, generator, zoom_fixed=zoom_fixed)
         assert 0 <= x0 <= box[0] and box[2] <= x1 <= width
         assert 0 <= y0 <= box[1] and box[3] <= y1 <= height
         if x1 - x0 != y1 - y0:
             assert (x0, y0, x1, y1) == (0, 0, width, height)
-            assert max(box[2] - box[0], box[3] - box[1]) > min(size)
+            fits_once = min(size) in (box[2] - box[0], box[3] - box[1])
+            too_long = max(box[2] - box[0], box[3] - box[1]) > min(size)
+            ends = (box[0], box[2] - width) if width > height else (box[1], box[3] - height)
+            assert too_long or (not zoom_fixed and (0 in ends or fits_once))
             squashed += 1
     assert (squashed > 0) == (height != width)
 
@@ -167,10 +171,13 @@ def test_crop_reaches_every_position_and_zoom() -> None:
 
 def test_zoom_takes_its_share_of_the_free_space() -> None:
     box = (40, 40, 60, 60)
-    insets = [square_crop(100, 100, box, rng(number))[0] for number in range(DRAWS)]
+    insets = [
+        square_crop(100, 100, box, rng(number), zoom_fixed=True)[0] for number in range(DRAWS)
+    ]
     assert set(insets) == set(range(25))  # 0.6 * 40 = 24, every whole pixel
     assert np.mean(insets) == pytest.approx(12, abs=4 * 7.2 / math.sqrt(DRAWS))
-    assert square_crop(100, 100, box, rng(0), zoom=0) == (0, 0, 100, 100)
+    assert square_crop(100, 100, box, rng(0), zoom=0, zoom_fixed=True) == (0, 0, 100, 100)
+    assert square_crop(100, 100, box, rng(0)) == (0, 0, 100, 100)
 
 
 def test_exemplar_crop_is_padded_in_proportion_and_stays_inside() -> None:

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from training.config import RunConfig, bundled_configs, load_config
+from training.config import (
+    RunConfig,
+    bundled_configs,
+    changed_settings,
+    load_config,
+    to_toml,
+)
 
 
 def write(path: Path, text: str) -> str:
@@ -24,8 +30,10 @@ def test_bundled_configurations_are_valid() -> None:
 def test_defaults_are_the_papers() -> None:
     config = RunConfig()
     assert config.model == "v1" and config.tokens == "class" and not config.train_tower
-    assert config.drop_condition == 0.2 and config.batch_size == 256
-    assert config.min_snr == 0 and config.ema == 0
+    assert config.loss.drop_condition == 0.2 and config.batch_size == 256
+    assert config.loss.prediction == "epsilon" and not config.loss.zero_terminal_snr
+    assert config.loss.min_snr == 0 and config.loss.offset_noise == 0
+    assert config.ema.decay == 0 and config.ema.lengths == () and config.lora.rank == 0
     assert config.optim.lr == 1e-5 and config.optim.warmup_steps == 10_000
     assert config.optim.weight_decay == 0.01 and config.data.geometry_variants is None
 
@@ -37,14 +45,52 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     assert (config.optim.lr, config.optim.clip) == (0.5, 0.25)
 
 
+def test_a_file_says_what_differs_from_its_base(tmp_path: Path) -> None:
+    write(tmp_path / "below.toml", "base = 'demo'\nsteps = 7\n[optim]\nlr = 0.5\nclip = 2.0\n")
+    name = write(tmp_path / "above.toml", "base = 'below.toml'\n[optim]\nlr = 0.25\n")
+    config, demo = load_config(name), load_config("demo")
+    assert (config.steps, config.optim.lr, config.optim.clip) == (7, 0.25, 2.0)
+    assert (config.batch_size, config.optim.decay) == (demo.batch_size, demo.optim.decay)
+    write(tmp_path / "below.toml", "base = 'above.toml'")
+    with pytest.raises(ValueError, match=r"above\.toml is its own base"):
+        load_config(name)
+
+
+def test_dumped_configuration_reads_as_itself(tmp_path: Path) -> None:
+    for name in bundled_configs():
+        config = load_config(name, ["--optim.options", "eps", "1e-6"])
+        assert load_config(write(tmp_path / "all.toml", to_toml(config))) == config
+
+
+def test_changed_settings_are_those_that_change_what_is_trained() -> None:
+    before = RunConfig()
+    after = before.model_copy(
+        update={
+            "steps": 7,
+            "accumulate": 4,
+            "batch_size": 8,
+            "optim": before.optim.model_copy(update={"lr": 0.5}),
+            "data": before.data.model_copy(update={"workers": 9}),
+        }
+    )
+    found = changed_settings(before.model_dump(mode="json"), after.model_dump(mode="json"))
+    assert found == {"batch_size": (256, 8), "optim.lr": (1e-5, 0.5)}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("stepz = 7", "unknown entry 'stepz'"),
+        ("stepz = 7", "unknown entry 'stepz'; did you mean 'steps'"),
         ("[optim]\nlearning_rate = 1", "unknown entry 'optim.learning_rate'"),
+        ("[data.exemplar]\nflop = 1", "unknown entry .*; did you mean 'data.exemplar.flip'"),
+        ("[data.exemplar]\nflip = 'x'", "data.exemplar.flip = 'x' is wrong"),
+        ("[loss]\nzero_terminal_snr = true", "loss.zero_terminal_snr needs loss.prediction = 'v'"),
+        ("stage = 'first_stage'\nlora.rank = 4", "lora.rank is for the diffusion stage"),
         ("steps = 0", "steps = 0 is wrong"),
         ("[data]\nworkers = -1", "data.workers = -1 is wrong"),
         ('model = "huge"', "model = 'huge' is wrong"),
+        ("base = 3", "base = 3 is wrong"),
+        ("base = 'nothing'", "no configuration 'nothing'"),
         ("steps = = 1", "run.toml is not valid TOML"),
     ],
 )

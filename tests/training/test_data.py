@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from training.augment import augment_exemplar, exemplar_crop
 from training.data import (
@@ -20,11 +22,13 @@ from training.data import (
     StatelessBatchSampler,
     collate,
     data_loader,
-    epoch_order,
     keyed_rng,
-    load_index,
-    read_photo,
+    shuffled,
 )
+from training.decode import decode_photo
+from training.index import BoxIndex, IndexWriter, PhotoBoxes
+from training.shards import ShardWriter
+from training.unreadable import UnreadableList
 
 COUNT = 7
 
@@ -87,11 +91,11 @@ def test_image_and_exemplar_show_the_item_of_the_order(root: Path) -> None:
     data = dataset(root)
     for number in range(2 * COUNT):
         item = data.item_of(number)
-        photo = read_photo(data.items[item].image)
+        photo = decode_photo((root / f"train/images/{item:05d}.png").read_bytes())
         assert photo[0, 0, 0] == 30 * item
         sample = data[number]
         assert (sample["image"][sample["hole_mask"] == 0] == 30 * item).all()
-        crop = exemplar_crop(photo, data.items[item].box, data.geometry)
+        crop = exemplar_crop(photo, data.index.box(item), data.geometry)
         rng = keyed_rng(0, number, EXEMPLAR)
         assert np.array_equal(sample["exemplar"], augment_exemplar(crop, 24, rng, data.exemplar))
 
@@ -116,7 +120,40 @@ def test_every_epoch_covers_every_item_once_in_another_order(root: Path) -> None
     epochs = [[data.item_of(epoch * COUNT + i) for i in range(COUNT)] for epoch in range(5)]
     assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert epochs[3] == epoch_order(0, 3, COUNT).tolist()
+    assert epochs[3] == [shuffled(position, 0, 3, COUNT) for position in range(COUNT)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 11, 16, 97, 1000])
+def test_orders_are_permutations_that_differ_by_seed_and_epoch(length: int) -> None:
+    orders = {
+        tuple(shuffled(position, seed, epoch, length) for position in range(length))
+        for seed in (0, 2**62)
+        for epoch in range(5)
+    }
+    assert all(sorted(order) == list(range(length)) for order in orders)
+    assert len(orders) == 10 or length < 16
+
+
+def test_every_item_is_equally_likely_at_every_position() -> None:
+    length, epochs = 5, 1200
+    orders = np.array(
+        [[shuffled(p, 0, epoch, length) for p in range(length)] for epoch in range(epochs)]
+    )
+    mean, deviation = epochs / length, np.sqrt(epochs * (1 / length) * (1 - 1 / length))
+    counts = np.array([np.bincount(column, minlength=length) for column in orders.T])
+    assert np.abs(counts - mean).max() < 4.5 * deviation
+    # All 120 orders occur, none much too often.
+    each = np.unique(orders, axis=0, return_counts=True)[1]
+    assert len(each) == 120 and each.max() < 30
+
+
+def test_a_long_order_neither_repeats_nor_keeps_neighbours_together() -> None:
+    length = 14_000_000
+    order = np.array([shuffled(position, 0, 1, length) for position in range(10_000)])
+    assert len(np.unique(order)) == len(order) and order.min() >= 0 and order.max() < length
+    assert abs(order.mean() / length - 0.5) < 0.015
+    assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.05
+    assert abs(np.corrcoef(order, np.arange(10_000))[0, 1]) < 0.05
 
 
 def test_unshuffled_epochs_follow_the_index(root: Path) -> None:
@@ -166,6 +203,7 @@ def test_collate_converts_to_model_ranges() -> None:
         "hole_mask": np.array([[0, 255], [51, 102]], np.uint8),
         "exemplar": np.full((3, 3, 3), 51, np.uint8),
         "index": 5,
+        "skipped": 1,
     }
     batch = collate([sample, sample])
     assert batch["image"].shape == (2, 3, 2, 2) and batch["hole_mask"].shape == (2, 1, 2, 2)
@@ -173,6 +211,7 @@ def test_collate_converts_to_model_ranges() -> None:
     assert torch.allclose(batch["hole_mask"][1, 0], torch.tensor([[0.0, 1.0], [0.2, 0.4]]))
     assert torch.allclose(batch["exemplar"], torch.full((2, 3, 3, 3), 0.2))
     assert batch["image"].is_contiguous() and batch["index"].tolist() == [5, 5]
+    assert batch["skipped"].tolist() == [1, 1]
 
 
 # ---- a bank of cached geometry -----------------------------------------------------------------
@@ -201,7 +240,7 @@ def test_bank_is_used_up_evenly_while_exemplars_stay_fresh(root: Path) -> None:
 def test_samples_without_image_have_the_same_exemplars(root: Path) -> None:
     full, slim = (dataset(root, geometry_variants=2, with_image=flag) for flag in (True, False))
     batch = collate([slim[number] for number in range(4)])
-    assert set(batch) == {"exemplar", "index", "cache_key"}
+    assert set(batch) == {"exemplar", "index", "skipped", "cache_key"}
     assert torch.equal(batch["exemplar"], collate([full[n] for n in range(4)])["exemplar"])
     assert batch["cache_key"].dtype == torch.int64
 
@@ -213,36 +252,96 @@ def test_bank_needs_variants(root: Path) -> None:
         dataset(root, geometry_variants=0)
 
 
-# ---- index and files ---------------------------------------------------------------------------
+# ---- a photo with one of its boxes -------------------------------------------------------------
 
 
-def test_boxes_outside_the_area_limits_are_dropped(tmp_path: Path) -> None:
-    entries = write_photos(tmp_path, 4)
-    for entry, width in zip(entries, (1, 2, 48, 49), strict=True):  # of 60 x 40
-        entry["box"] = [0, 0, width, 40]
-    write_index(tmp_path, entries)
-    assert [item.id for item in load_index(tmp_path, "train/boxes.jsonl")] == ["item-1", "item-2"]
-    with pytest.raises(ValueError, match=r"no box that covers 0\.9 to 1"):
-        load_index(tmp_path, "train/boxes.jsonl", min_area=0.9, max_area=1)
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photos, one with three boxes, one with a single box."""
+    folder = tmp_path_factory.mktemp("crowd")
+    one, other = write_photos(folder, 2)
+    boxes = [[0, 0, 20, 10], [40, 0, 60, 10], [20, 10, 44, 30]]
+    write_index(folder, [*({**one, "box": box} for box in boxes), other])
+    return folder
 
 
-def test_index_with_sizes_needs_no_photos(tmp_path: Path) -> None:
-    write_index(tmp_path, [{"image": "a.jpg", "box": [0, 0, 9, 9], "size": [10, 10], "group": "g"}])
-    assert load_index(tmp_path, "train/boxes.jsonl", max_area=0.81)[0].group == "g"
-    with pytest.raises(ValueError, match="no box that covers"):
-        load_index(tmp_path, "train/boxes.jsonl")
+def shown_box(data: BoxDataset, number: int) -> int:
+    """Number of the box that a sample's exemplar shows."""
+    crops = []
+    for box in range(data.index.num_boxes):
+        path = data.index.photo(data.index.photo_of(box)).path
+        photo = decode_photo((Path(data.files._folder) / path).read_bytes())
+        crop = exemplar_crop(photo, data.index.box(box), data.geometry)
+        rng = keyed_rng(data.seed, number, EXEMPLAR)
+        crops.append(augment_exemplar(crop, data.exemplar_size, rng, data.exemplar))
+    exemplar = data[number]["exemplar"]
+    return next(box for box, crop in enumerate(crops) if np.array_equal(crop, exemplar))
 
 
-@pytest.mark.parametrize("line", ["{", '{"image": "a.png"}', '{"image": "a", "box": [1, 2]}', "7"])
-def test_malformed_line_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / "boxes.jsonl").write_text(f"\n{line}\n")
-    with pytest.raises(ValueError, match=r"line 2 of .* is no box entry"):
-        load_index(tmp_path, "boxes.jsonl")
+def test_an_epoch_of_photos_shows_each_once_with_any_of_its_boxes(crowd: Path) -> None:
+    data = dataset(crowd, sample="photo")
+    assert len(data) == 2 and len(dataset(crowd)) == 4
+    shown = [shown_box(data, number) for number in range(60)]
+    photos = [data.index.photo_of(box) for box in shown]
+    assert all(sorted(pair) == [0, 1] for pair in zip(photos[::2], photos[1::2], strict=True))
+    counts = np.bincount(shown)
+    assert counts[3] == 30 and counts[:3].min() > 4
+    assert shown[7:20] == [shown_box(dataset(crowd, sample="photo"), n) for n in range(7, 20)]
 
 
-def test_missing_index_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no box index at .*boxes\.jsonl"):
-        dataset(tmp_path)
+def test_bank_rows_of_photos_are_what_the_samples_show(crowd: Path) -> None:
+    data = dataset(crowd, sample="photo", geometry_variants=3)
+    assert data.cache_rows == 6
+    for number in range(12):
+        sample = data[number]
+        image, hole_mask = data.geometry_sample(sample["cache_key"])
+        assert np.array_equal(image, sample["image"])
+        assert np.array_equal(hole_mask, sample["hole_mask"])
+
+
+# ---- where photos lie --------------------------------------------------------------------------
+
+
+def test_lines_folder_and_shards_give_the_same_samples(tmp_path: Path) -> None:
+    entries = write_photos(tmp_path, 5)
+    for entry, name in zip(
+        entries, ("a b.png", "ä.png", "犬.png", "e.png", "f#%20?.png"), strict=True
+    ):
+        new = f"train/images/{name}"
+        (tmp_path / entry["image"]).rename(tmp_path / new)
+        entry["image"] = new
+    write_index(tmp_path, [*entries, {**entries[0], "box": [0, 0, 30, 30]}])
+    lines = BoxIndex.open(tmp_path / "train/boxes.jsonl", tmp_path)
+    with (
+        IndexWriter(tmp_path / "train/index") as files,
+        IndexWriter(tmp_path / "train/sharded") as sharded,
+    ):
+        with ShardWriter(tmp_path / "shards", max_bytes=20_000) as writer:
+            for number in range(lines.num_photos):
+                photo = lines.photo(number)
+                boxes = PhotoBoxes(
+                    path=photo.path,
+                    size=photo.size or (0, 0),
+                    boxes=lines.boxes_of(number),
+                    labels=[lines.label(box) for box in photo.boxes],
+                )
+                files.add(boxes)
+                sharded.add(writer.add(boxes, (tmp_path / photo.path).read_bytes()))
+        files.close({})
+        sharded.close({"photos": "shards", "shards": writer.names})
+    for unit in ("box", "photo"):
+        expected = dataset(tmp_path, sample=unit)
+        others = [
+            BoxDataset(tmp_path, f"train/{name}", resolution=16, exemplar_size=24, sample=unit)
+            for name in ("index", "sharded")
+        ]
+        for number in range(12):
+            for data in others:
+                assert len(data) == len(expected) and same(data[number], expected[number])
+        assert {data.index.digest for data in others} == {expected.index.digest}
+
+
+# ---- broken photos -----------------------------------------------------------------------------
 
 
 def break_text(path: Path) -> None:
@@ -259,27 +358,85 @@ def break_truncated_jpeg(path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
 
 
-def break_small(path: Path) -> None:
-    cv2.imwrite(str(path), np.zeros((5, 5, 3), np.uint8))
+def break_size(path: Path) -> None:
+    cv2.imwrite(str(path), np.zeros((80, 120, 3), np.uint8))
 
 
-@pytest.mark.parametrize(
-    "damage", [Path.unlink, break_text, break_empty, break_truncated_jpeg, break_small]
-)
+def break_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = [Path.unlink, break_text, break_empty, break_truncated_jpeg, break_size, break_folder]
+
+
+@pytest.mark.parametrize("unit", ["box", "photo"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_broken_photo_is_replaced_by_the_next_and_reported_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage, unit: str
 ) -> None:
     write_photos(tmp_path, 4)
-    data = dataset(tmp_path, shuffle=False)
+    report = tmp_path / "run/unreadable.txt"
+    data = dataset(tmp_path, shuffle=False, report=report, sample=unit)
     whole = data[2]["image"]
-    damage(data.items[1].image)
+    damage(tmp_path / data.index.photo(1).path)
     with caplog.at_level(logging.WARNING):
         samples = [data[number] for number in range(8)]
     shown = [int(sample["image"][sample["hole_mask"] == 0][0, 0]) // 30 for sample in samples]
     assert shown == [0, 2, 2, 3, 0, 2, 2, 3]
+    assert [sample["skipped"] for sample in samples] == [0, 1, 0, 0, 0, 1, 0, 0]
     assert np.array_equal(samples[2]["image"], whole)
     assert len(caplog.records) == 1 and "00001.png" in caplog.text
-    assert data.unreadable == {data.items[1].image}
+    (line,) = report.read_text().splitlines()
+    path, reason = line.split("\t")
+    assert path == "train/images/00001.png" and len(reason) > 5
+
+
+def test_a_box_outside_its_photo_is_reported(tmp_path: Path) -> None:
+    entries = write_photos(tmp_path, 3)
+    entries[1]["box"] = [70, 10, 90, 30]
+    write_index(tmp_path, entries)
+    data = dataset(tmp_path, shuffle=False, report=tmp_path / "unreadable.txt")
+    assert [data[number]["skipped"] for number in range(3)] == [0, 1, 0]
+    assert (
+        "00001.png\tits box (70, 10, 90, 30) is outside the 60 x 40 photo"
+        in (tmp_path / "unreadable.txt").read_text()
+    )
+
+
+def test_a_box_that_reaches_beyond_its_photo_is_cut(tmp_path: Path) -> None:
+    (entry,) = write_photos(tmp_path, 1)
+    samples = []
+    for box in ([30, 20, 80, 50], [30, 20, 60, 40]):
+        write_index(tmp_path, [{**entry, "box": box}])
+        samples.append(dataset(tmp_path)[0])
+    assert same(*samples) and samples[0]["skipped"] == 0
+
+
+def test_all_boxes_of_a_broken_photo_are_one_failure(crowd: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "crowd"
+    shutil.copytree(crowd, broken)
+    data = dataset(broken, shuffle=False)
+    (broken / data.index.photo(0).path).write_bytes(b"")
+    assert [data[number]["skipped"] for number in range(4)] == [1, 1, 1, 0]
+
+
+def test_workers_tell_how_many_they_skipped_and_list_each_once(tmp_path: Path) -> None:
+    entries = write_photos(tmp_path, 8)
+    for number in (1, 4, 5):
+        (tmp_path / entries[number]["image"]).write_bytes(b"")
+    report = tmp_path / "run/unreadable.txt"
+
+    def skipped(workers: int) -> list[int]:
+        data = dataset(tmp_path, report=report)
+        loader = data_loader(data, StatelessBatchSampler(4), num_workers=workers)
+        return [int(batch["skipped"].sum()) for batch in islice(loader, 8)]
+
+    alone = skipped(0)
+    assert sum(alone) == 4 * 4  # an epoch meets 1 and 4 once and 5 twice
+    assert skipped(2) == alone
+    listed = [line.split("\t")[0] for line in report.read_text().splitlines()]
+    assert sorted(listed) == [entries[number]["image"] for number in (1, 4, 5)]
 
 
 def test_photo_broken_before_the_start_keeps_its_number(tmp_path: Path) -> None:
@@ -292,17 +449,21 @@ def test_photo_broken_before_the_start_keeps_its_number(tmp_path: Path) -> None:
 def test_no_readable_photo_at_all_is_an_error(tmp_path: Path) -> None:
     for entry in write_photos(tmp_path, 2):
         (tmp_path / entry["image"]).write_bytes(b"")
-    with pytest.raises(ValueError, match="none of the 2 photos can be read"):
+    with pytest.raises(ValueError, match="2 photos in a row cannot be read"):
         dataset(tmp_path)[0]
 
 
-def test_photos_are_read_upright_as_rgb(tmp_path: Path) -> None:
-    photo = np.zeros((8, 16, 3), np.uint8)
-    photo[:, :8] = (255, 0, 0)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    Image.fromarray(photo).save(tmp_path / "a.jpg", quality=100, subsampling=0, exif=exif)
-    upright = read_photo(tmp_path / "a.jpg")
-    assert upright.shape == (16, 8, 3)
-    assert np.abs(upright[2, 4].astype(int) - (255, 0, 0)).max() < 10
-    assert upright[13, 4].max() < 10
+def _note(file: Path) -> None:
+    found = UnreadableList(file)
+    for number in range(200):
+        found.note(f"ordner {number % 50}/ä.jpg", "empty\nfile")
+
+
+def test_several_processes_list_a_photo_once(tmp_path: Path) -> None:
+    file = tmp_path / "run/unreadable.txt"
+    with ProcessPoolExecutor(4, get_context("fork")) as pool:
+        list(pool.map(_note, [file] * 8))
+    lines = file.read_text().splitlines()
+    assert sorted(lines) == sorted(f"ordner {number}/ä.jpg\tempty file" for number in range(50))
+    later = UnreadableList(file)
+    assert not later.note("ordner 7/ä.jpg", "again") and later.note("other.jpg", "new")

@@ -23,7 +23,7 @@ def stage(photos: Path, out: Path, first_stage: Path, **options) -> Diffusion:
 def test_draws_depend_on_the_sample_alone(
     photos: Path, tmp_path: Path, first_stage: Path, variants: int | None
 ) -> None:
-    made = stage(photos, tmp_path, first_stage, geometry_variants=variants)
+    made = stage(photos, tmp_path, first_stage, **{"data.geometry_variants": variants})
     together = made.batch(collate([made.dataset[number] for number in (21, 3, 8)]))
     alone = made.batch(collate([made.dataset[3]]))
     assert together.keys() == alone.keys()
@@ -37,7 +37,7 @@ def test_draws_depend_on_the_sample_alone(
 def test_one_in_five_conditions_is_dropped_and_timesteps_are_uniform(
     photos: Path, tmp_path: Path, first_stage: Path
 ) -> None:
-    made = stage(photos, tmp_path, first_stage, geometry_variants=1)
+    made = stage(photos, tmp_path, first_stage, **{"data.geometry_variants": 1})
     loaded = {"index": torch.arange(2000), "cache_key": torch.zeros(2000, dtype=torch.long)}
     batch = made.batch({**loaded, "exemplar": torch.zeros(2000, 3, 1, 1)})
     drop, timestep = batch["drop"].float(), batch["timestep"].float()
@@ -49,9 +49,9 @@ def test_one_in_five_conditions_is_dropped_and_timesteps_are_uniform(
 
 @pytest.mark.parametrize(("tokens", "train_tower"), [("class", False), ("all", True)])
 def test_what_is_trained(
-    photos: Path, tmp_path: Path, first_stage: Path, tokens: str, train_tower: bool
+    photos: Path, tmp_path: Path, small_checkpoint: Path, tokens: str, train_tower: bool
 ) -> None:
-    made = stage(photos, tmp_path, first_stage, tokens=tokens, train_tower=train_tower)
+    made = stage(photos, tmp_path, small_checkpoint, tokens=tokens, train_tower=train_tower)
     trained = {name for name, p in made.module.named_parameters() if p.requires_grad}
     assert not any(p.requires_grad for p in made.model.vae.parameters())
     tower = {name for name in trained if "transformer" in name and name.startswith("encoder.")}
@@ -86,6 +86,13 @@ def test_the_denoiser_starts_as_the_identity() -> None:
     assert torch.equal(found, unet(x, timesteps, torch.randn(2, 1, 16)))
 
 
+def test_a_denoiser_of_v_starts_at_zero() -> None:
+    unet = UNet(SMALL.unet)
+    initialise(unet, identity=False)
+    found = unet(torch.randn(2, 9, 8, 8), torch.tensor([1, 2]), torch.randn(2, 1, 16))
+    assert torch.equal(found, torch.zeros_like(found))
+
+
 def test_weights_start_from_the_file_and_the_seed(
     photos: Path, tmp_path: Path, first_stage: Path
 ) -> None:
@@ -101,6 +108,13 @@ def test_no_first_stage_is_refused(photos: Path, tmp_path: Path) -> None:
     config = run_config(photos, tmp_path, stage="diffusion")
     with pytest.raises(ValueError, match="set init to its exported file"):
         Diffusion(config, torch.device("cpu"))
+
+
+def test_a_tower_that_stays_random_is_refused(
+    photos: Path, tmp_path: Path, first_stage: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"no image tower.*set init_tower to openai/clip-vit"):
+        stage(photos, tmp_path, first_stage, train_tower=False)
 
 
 def test_validation_and_pictures_repeat(photos: Path, tmp_path: Path, first_stage: Path) -> None:

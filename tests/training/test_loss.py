@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from pbe_model import PaintByExample
+from pbe_model.config import ScheduleConfig
 from pbe_model.vae import AutoencoderKL
 from training.loss import DiffusionLoss, FirstStageLoss
 
 from .runs import SMALL, randomise
+
+EPSILON = SMALL.schedule
+PLAIN_V = ScheduleConfig(prediction="v")
+ZERO_SNR = ScheduleConfig(prediction="v", zero_terminal_snr=True)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -31,14 +38,14 @@ def batch(drop: list[bool], timestep: list[int] | None = None) -> dict[str, Tens
     }
 
 
-def diffusion_loss(**options) -> DiffusionLoss:
-    model = PaintByExample(SMALL)
+def diffusion_loss(schedule: ScheduleConfig = EPSILON, **options) -> DiffusionLoss:
+    model = PaintByExample(replace(SMALL, schedule=schedule))
     randomise(model)
     return DiffusionLoss(model.unet, model.encoder, model.schedule, **options)
 
 
 def silenced(module: DiffusionLoss) -> DiffusionLoss:
-    """Its denoiser says zero, so its error is the noise."""
+    """Its denoiser says zero, so its error is what it was asked for."""
     torch.nn.init.zeros_(module.unet.out[-1].weight)
     torch.nn.init.zeros_(module.unet.out[-1].bias)
     return module
@@ -47,7 +54,8 @@ def silenced(module: DiffusionLoss) -> DiffusionLoss:
 def test_a_denoiser_that_says_zero_is_off_by_the_noise() -> None:
     module, given = silenced(diffusion_loss()), batch([False, True])
     expected = given["noise"].square().mean()
-    for value in module(given).values():
+    found = module(given)
+    for value in (found["loss"], found["eps_mse"], found["per_sample"].mean()):
         torch.testing.assert_close(value, expected)
 
 
@@ -69,6 +77,58 @@ def test_weights_of_timesteps(min_snr: float, v_weight: bool) -> None:
     found = module(given)
     torch.testing.assert_close(found["loss"], (weight * error).mean().float())
     torch.testing.assert_close(found["eps_mse"], error.mean())
+    torch.testing.assert_close(found["per_sample"], (weight * error).float())
+
+
+@pytest.mark.parametrize("schedule", [PLAIN_V, ZERO_SNR], ids=["plain", "zero snr"])
+@pytest.mark.parametrize("min_snr", [0.0, 5.0])
+def test_of_v_a_denoiser_that_says_zero_is_off_by_v(
+    schedule: ScheduleConfig, min_snr: float
+) -> None:
+    """Weighed by `min(snr, gamma) / (snr + 1)`: the clean latent's error by `min(snr, gamma)`."""
+    module = silenced(diffusion_loss(schedule, min_snr=min_snr))
+    given = batch([False] * 3, timestep=[10, 300, 999])
+    alpha = module.schedule.alphas_cumprod[given["timestep"]][:, None, None, None]
+    v = alpha.sqrt() * given["noise"] - (1 - alpha).sqrt() * given["latent"]
+    error = v.square().flatten(1).mean(1)
+    alpha = alpha.flatten()
+    snr = alpha / (1 - alpha)
+    assert snr[0] > 5 > snr[2]
+    weight = snr.clamp(max=5.0) / (snr + 1) if min_snr else torch.ones_like(snr)
+    found = module(given)
+    assert found["per_sample"].shape == (3,) and not found["per_sample"].requires_grad
+    torch.testing.assert_close(found["per_sample"], (weight * error).float())
+    torch.testing.assert_close(found["loss"], (weight * error).mean().float())
+    torch.testing.assert_close(found["eps_mse"], (alpha * error).mean().float())
+
+
+@pytest.mark.parametrize("schedule", [PLAIN_V, ZERO_SNR], ids=["plain", "zero snr"])
+def test_the_error_of_the_noise_is_that_of_the_noise_that_v_implies(
+    schedule: ScheduleConfig,
+) -> None:
+    module, given = diffusion_loss(schedule), batch([False] * 2, timestep=[400, 999])
+    said: list[Tensor] = []
+    module.unet.register_forward_hook(lambda *args: said.append(args[-1]))
+    found = module(given)["eps_mse"]
+    alpha = module.schedule.alphas_cumprod[given["timestep"]].float()[:, None, None, None]
+    noisy = module.schedule.add_noise(given["latent"], given["noise"], given["timestep"])
+    implied = alpha.sqrt() * said[0] + (1 - alpha).sqrt() * noisy
+    torch.testing.assert_close(found, (implied - given["noise"]).square().mean())
+
+
+def test_at_zero_terminal_snr_the_denoiser_sees_noise_and_is_asked_for_the_picture() -> None:
+    module, given = diffusion_loss(ZERO_SNR), batch([False], timestep=[999])
+    seen: list[Tensor] = []
+    module.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    module(given)["loss"].backward()
+    assert torch.equal(seen[0][:, :4], given["noise"])
+    gradients = [p.grad for p in module.unet.out.parameters()]
+    assert all(g is not None and g.isfinite().all() and g.any() for g in gradients)
+
+
+def test_a_loss_on_v_is_not_made_one_again() -> None:
+    with pytest.raises(ValueError, match="predicts already; leave it out"):
+        diffusion_loss(PLAIN_V, v_weight=True)
 
 
 def test_weighted_error_of_the_noise_is_the_error_of_v() -> None:

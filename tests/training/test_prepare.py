@@ -1,284 +1,395 @@
-"""The demo picture set: reproducible, resumable, boxes that are true, splits that do not leak."""
+"""`pbe-train prepare`: the same bytes however it ran, nothing lost silently, indexes that train."""
+
+from __future__ import annotations
 
 import json
-import shutil
+import os
+import re
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from training import sources
-from training.composite import Composer, Picture, alpha_box, paste, scale_to_area, turn
-from training.prepare import CATALOGUE, prepare_demo
-from training.sources import (
-    Source,
-    prepare_sources,
-    read_catalogue,
-    shrink_cutout,
-    unpack_packages,
-)
+import training.prepare
+from training.annotations import BoxFilter, open_reader
+from training.cli import main
+from training.decode import decode_photo
+from training.headers import photo_size
+from training.index import BoxIndex
+from training.pieces import Piece
+from training.prepare_command import byte_size
+from training.sample_sheet import SAMPLES, TILE, draw_sample
+from training.shards import PhotoFiles
+from training.workers import process_map
 
-COLOURS = [(220, 30, 30), (30, 200, 40), (40, 60, 220), (220, 210, 30)]
-
-
-def disc(colour: tuple[int, int, int], size: tuple[int, int] = (80, 60)) -> Image.Image:
-    """A cut-out whose transparent pixels are pure green, as careless editors leave them."""
-    image = Image.new("RGBA", size, (0, 255, 0, 0))
-    ImageDraw.Draw(image).ellipse((4, 4, size[0] - 5, size[1] - 5), fill=(*colour, 255))
-    return image
+COUNT = 20
+SIZE = (48, 32)
+ORIENTATION = 0x0112
 
 
-def row(kind: str, name: str, split: str, group: str = "") -> str:
-    path = f"usr/share/{kind}/{name}.png"
-    fields = [name, split, "toys", path, "CC0-1.0", "nobody", group]
-    return "\t".join(fields).rstrip("\t") + "\n"
+def save(path: Path, pixels: np.ndarray, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
 
 
-@pytest.fixture
-def toys(tmp_path: Path) -> dict:
-    """A catalogue of two cut-outs and two backgrounds a split, and its package, unpacked."""
-    tree = tmp_path / "cache/unpacked/toys/usr/share"
-    catalogue = tmp_path / "catalogue"
-    for folder in (tree / "cutouts", tree / "backgrounds", catalogue):
-        folder.mkdir(parents=True)
-    header = "id\tsplit\tpackage\tpath\tlicence\tauthor"
-    cutouts, backgrounds = header + "\tgroup\n", header + "\n"
-    for i, colour in enumerate(COLOURS):
-        split = "train" if i < 2 else "val"
-        disc(colour).save(tree / f"cutouts/c{i}.png")
-        cutouts += row("cutouts", f"c{i}", split, f"g{i}")
-        Image.new("RGB", (150, 120), (40 + 50 * i,) * 3).save(tree / f"backgrounds/b{i}.png")
-        backgrounds += row("backgrounds", f"b{i}", split)
-    (catalogue / "cutouts.tsv").write_text(cutouts)
-    (catalogue / "backgrounds.tsv").write_text(backgrounds)
-    return {"cache": tmp_path / "cache", "catalogue": catalogue, "size": 64}
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos with a bright object each, whose box is named after its colour, and their boxes."""
+    root = tmp_path_factory.mktemp("a collection")
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(COUNT):
+        photo = rng.integers(0, 60, (SIZE[1], SIZE[0], 3), np.uint8)
+        photo[8:24, 12:36] = 255 * np.eye(3, dtype=np.uint8)[number % 3]
+        name = f"photos/{number:03d} é.png"
+        save(root / name, photo)
+        label = ("red", "green", "blue")[number % 3]
+        lines.append({"image": name, "box": [12, 8, 36, 24], "label": label})
+        lines.append({"image": name, "box": [0, 0, 4, 4], "label": "speck"})
+    (root / "boxes.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.prepare, "CHUNK", 3)
+
+
+def words(collection: Path, out: Path, *more: str) -> list[str]:
+    files = ["--images", str(collection), "--annotations", str(collection / "boxes.jsonl")]
+    return ["prepare", "boxes", *files, "--out", str(out), "--processes", "1", *more]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def composer(greys: tuple[int, int] = (0, 0), seed: int = 0) -> Composer:
-    """White discs on two backgrounds of one grey each, so that the object is what is white."""
-    cutout = Picture(id="c", group="g", pixels=np.asarray(disc((255, 255, 255))))
-    backgrounds = [
-        Picture(id=str(grey), pixels=np.full((100, 120, 3), grey, np.uint8)) for grey in greys
-    ]
-    return Composer(cutouts=[cutout], backgrounds=backgrounds, size=64, seed=seed)
+def paths(index: BoxIndex) -> set[str]:
+    return {index.photo(number).path for number in range(index.num_photos)}
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_processes(toys: dict, tmp_path: Path) -> None:
-    for processes in (1, 2):
-        prepare_demo(tmp_path / f"out{processes}", count=34, pairs=3, processes=processes, **toys)
-    one, two = contents(tmp_path / "out1"), contents(tmp_path / "out2")
-    assert one == two
-    assert len([name for name in one if name.startswith("train/images/")]) == 34
-
-
-def test_resume_keeps_files_and_makes_the_missing_ones(toys: dict, tmp_path: Path) -> None:
+def test_train_and_val_share_the_photos(
+    collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    settings = {"count": 6, "pairs": 2, "processes": 1, **toys}
-    prepare_demo(out, **settings)
+    assert main(words(collection, out, "--val", "5")) == 0
+    printed = capsys.readouterr().out
+    train, val = BoxIndex.open(out / "train"), BoxIndex.open(out / "val")
+    assert (train.num_photos, val.num_photos) == (COUNT - 5, 5)
+    assert len(paths(train) | paths(val)) == COUNT
+    assert {name for index in (train, val) for name in index.labels} == {"red", "green", "blue"}
+    assert {train.box(number) for number in range(train.num_boxes)} == {(12, 8, 36, 24)}
+    assert train.photo(0).size == SIZE
+    assert train.meta["boxes left out"] == {"area too small": COUNT}
+    statistics = train.meta["statistics"]
+    assert statistics["area_counts"] == [0, 0, 0, 0, COUNT - 5, 0, 0]  # 384 of 1,536 pixels
+    assert sum(statistics["frequent_labels"].values()) == statistics["boxes"] == COUNT - 5
+    assert "area too small" in printed and "samples.jpg" in printed
+    assert {p.name for p in out.iterdir()} == {
+        "train", "val", "prepare.json", "unreadable.txt", "samples.jpg"
+    }  # fmt: skip
+
+
+def test_a_share_holds_out_the_same_photos_when_others_are_added(
+    collection: Path, tmp_path: Path
+) -> None:
+    found = []
+    boxes = (collection / "boxes.jsonl").read_text(encoding="utf-8").splitlines()
+    for count in (COUNT // 2, COUNT):
+        path = tmp_path / f"{count}.jsonl"
+        path.write_text("\n".join(boxes[: 2 * count]), encoding="utf-8")
+        out = tmp_path / f"out{count}"
+        options = ["--annotations", str(path), "--val", "0.4"]
+        assert main(words(collection, out, *options)) == 0
+        found.append((paths(BoxIndex.open(out / "train")), paths(BoxIndex.open(out / "val"))))
+    (fewer_train, fewer_val), (train, val) = found
+    assert fewer_train < train and fewer_val < val
+    assert 2 <= len(val) <= 14  # 0.4 of 20, within four deviations
+
+
+@pytest.mark.slow
+def test_the_bytes_do_not_depend_on_processes(collection: Path, tmp_path: Path) -> None:
+    found = []
+    for processes in ("1", "2"):
+        out = tmp_path / processes
+        more = ("--shards", "--max-side", "24", "--shard-size", "8KB", "--processes", processes)
+        assert main(words(collection, out, *more)) == 0
+        found.append(contents(out))
+    assert found[0] == found[1]
+    assert len([name for name in found[0] if name.endswith(".tar")]) > 2
+
+
+KILLED = """
+import sys, time, training.prepare as p
+p.CHUNK = 3
+finish, left = p.finish, [4]
+def slow(*arguments):
+    done = finish(*arguments)
+    left[0] -= 1
+    if not left[0]:
+        print("now", flush=True)
+        time.sleep(60)
+    return done
+p.finish = slow
+from training.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_to_the_same_bytes(
+    collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    arguments = words(collection, out, "--shards")
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "now\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(list(out.rglob("00*.json"))) == 4 and not (out / "train").exists()
+
+    examined = []
+    check = training.prepare._check
+    monkeypatch.setattr(
+        training.prepare, "_check", lambda *a: (examined.append(a[0].name), check(*a))[1]
+    )
+    assert main(arguments) == 0
+    assert len(examined) == COUNT - 4 * 3
+    assert main(words(collection, tmp_path / "whole", "--shards")) == 0
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_pieces_of_other_annotations_are_done_again(collection: Path, tmp_path: Path) -> None:
+    reader = open_reader("boxes", collection, collection / "boxes.jsonl")
+    job = training.prepare._Job(reader, BoxFilter(), False, tmp_path)
+    entries = list(reader.entries())
+    path, _ = training.prepare._examine(job, (0, entries[:2]))
+    again, _ = training.prepare._examine(job, (0, entries[2:5]))
+    assert path == again and len(Piece.load(path).photos) == 3
+
+
+def test_other_options_are_refused(
+    collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(words(collection, out)) == 0
     before = contents(out)
-    (out / "train/images/00001.jpg").unlink()
-    (out / "train/boxes.jsonl").unlink()
-    (out / "train/images/00002.jpg").write_bytes(b"kept")
-    prepare_demo(out, **settings)
-    assert contents(out) == {**before, "train/images/00002.jpg": b"kept"}
+    capsys.readouterr()
+    assert main(words(collection, out, "--min-area", "0.1", "--val", "3")) == 2
+    assert (
+        "was begun with min_area 0.02 (now 0.1), val 0.01 (now 3.0); give another --out"
+        in capsys.readouterr().err
+    )
+    assert contents(out) == before
+    assert main(words(collection, out)) == 0  # the same again is fine
+    assert contents(out) == before
 
 
-def test_a_folder_begun_otherwise_is_refused(toys: dict, tmp_path: Path) -> None:
-    prepare_demo(tmp_path / "out", count=1, pairs=1, processes=1, **toys)
-    with pytest.raises(ValueError, match=r"was begun with.*'seed': 0.*another folder"):
-        prepare_demo(tmp_path / "out", count=1, pairs=1, processes=1, seed=7, **toys)
+def test_broken_photos_are_counted_and_listed(
+    collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    good = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for name in ("good.jpg", "good too.jpg", "cut.jpg"):
+        save(images / name, good, quality=90)
+    (images / "cut.jpg").write_bytes((images / "cut.jpg").read_bytes()[:1500])
+    (images / "text ü.jpg").write_text("no picture")
+    (images / "empty.png").touch()
+    names = ["good.jpg", "good too.jpg", "cut.jpg", "text ü.jpg", "empty.png", "gone.jpg"]
+    lines = [json.dumps({"image": name, "box": [8, 8, 40, 40]}) for name in names]
+    (tmp_path / "boxes.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for verify, cut in ((["--verify"], ["cut.jpg\ttruncated JPEG"]), ([], [])):
+        folder = tmp_path / f"out{len(cut)}"
+        arguments = ["--images", str(images), "--annotations", str(tmp_path / "boxes.jsonl")]
+        arguments += ["--out", str(folder), *verify]
+        assert main(["prepare", "boxes", *arguments, "--processes", "1"]) == 0
+        assert (folder / "unreadable.txt").read_text(encoding="utf-8").splitlines() == [
+            *cut,
+            "text ü.jpg\tnot a picture of a known format",
+            "empty.png\tempty file",
+            "gone.jpg\tno such file",
+        ]
+        meta = BoxIndex.open(folder / "train").meta
+        assert meta["photos left out"] == {
+            "no such file": 1,
+            "unreadable or unfit (see unreadable.txt)": 2 + len(cut),
+        }
+    assert "no such file" in capsys.readouterr().out
 
 
-def test_written_records_point_at_the_right_pictures(toys: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_header_sizes_are_those_of_the_decoded_photo(
+    suffix: str, orientation: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / f"photo.{suffix.lower()}"
+    Image.new("RGB", (40, 20)).save(path, suffix, exif=exif)
+    height, width = decode_photo(path.read_bytes()).shape[:2]
+    assert photo_size(path) == (width, height) == ((20, 40) if orientation > 4 else (40, 20))
+
+
+def test_boxes_of_a_turned_photo_are_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # a quarter turn clockwise
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[30:, :40] = 255  # bottom left, upright: top left
+    for name in ("a", "b"):
+        save(tmp_path / f"images/{name}.jpg", pixels, exif=exif)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / f"labels/{name}.txt").write_text("0 0.125 0.25 0.25 0.5\n")
     out = tmp_path / "out"
-    prepare_demo(out, count=40, pairs=4, processes=1, **toys)
-    lines = [json.loads(x) for x in (out / "train/boxes.jsonl").read_text().splitlines()]
-    assert {line["id"] for line in lines} == {"c0", "c1"}  # the training split only
-    assert 40 < len(lines) < 60  # some hold two objects
-    for line in lines:
-        x0, y0, x1, y1 = line["box"]
-        pixels = np.asarray(Image.open(out / line["image"]), dtype=float)
-        colour = COLOURS[int(line["id"][1])]
-        centre = pixels[(y0 + y1) // 2, (x0 + x1) // 2]
-        assert centre.argmax() == np.argmax(colour)
-
-    for line in map(json.loads, (out / "val/pairs.jsonl").read_text().splitlines()):
-        x0, y0, x1, y1 = line["box"]
-        photo = np.asarray(Image.open(out / line["photo"]), dtype=float)
-        exemplar = np.asarray(Image.open(out / line["exemplar"]), dtype=float)
-        assert line["id"] in {"c2", "c3"}
-        centre = exemplar[exemplar.shape[0] // 2, exemplar.shape[1] // 2]
-        same = photo[(y0 + y1) // 2, (x0 + x1) // 2]
-        # one colour up to brightness, before two greys
-        assert np.dot(centre, same) > 0.99 * np.linalg.norm(centre) * np.linalg.norm(same)
+    images = str(tmp_path / "images")
+    assert main(["prepare", "yolo", "--images", images, "--out", str(out), "--processes", "1"]) == 0
+    index = BoxIndex.open(out / "train")
+    photo = decode_photo(PhotoFiles(index, out).read(index.photo(0)))
+    x0, y0, x1, y1 = index.box(0)
+    assert (photo > 127).all(2).sum() == pytest.approx((x1 - x0) * (y1 - y0), rel=0.02)
+    assert photo[y0:y1, x0:x1].mean() > 250
 
 
-def test_boxes_are_inside_and_match_the_pasted_pixels() -> None:
-    maker = composer()
-    areas = []
-    for index in range(60):
-        made = maker.composite(index)
-        found = np.zeros(made.photo.shape[:2], bool)
-        for _, (x0, y0, x1, y1) in made.objects:
-            assert 0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 64
-            areas.append((x1 - x0) * (y1 - y0) / 64**2)
-            white = np.argwhere(made.photo[y0:y1, x0:x1, 0] > 0.1)
-            assert np.all(white.min(0) <= 1)  # touches all four sides, give or take a soft edge
-            assert np.all(white.max(0) >= (y1 - y0 - 2, x1 - x0 - 2))
-            found[y0:y1, x0:x1] = True
-        assert made.photo[~found].max() == 0  # nothing outside the boxes
-    assert min(areas) > 0.04 and max(areas) < 0.6
-    assert max(areas) > 3 * min(areas)
+def test_shards_hold_the_files_untouched(collection: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(words(collection, out, "--shards", "--shard-size", "10KB", "--val", "2")) == 0
+    (tmp_path / "moved").mkdir()
+    out = out.rename(tmp_path / "moved/out")
+    for name in ("train", "val"):
+        index = BoxIndex.open(out / name)
+        files = PhotoFiles(index, out)
+        for number in range(index.num_photos):
+            photo = index.photo(number)
+            assert files.read(photo) == (collection / photo.path).read_bytes()
+    shards = sorted(path.name for path in (out / "shards").iterdir())
+    assert shards[0] == "train-000000.tar" and shards[-1] == "val-000000.tar"
 
 
-def test_a_composite_depends_on_seed_and_number_only() -> None:
-    first, again = composer((90, 90)).composite(5), composer((90, 90))
-    again.composite(4)
-    np.testing.assert_array_equal(first.photo, again.composite(5).photo)
-    assert np.any(first.photo != composer((90, 90)).composite(6).photo)
-    assert np.any(first.photo != composer((90, 90), seed=1).composite(5).photo)
-
-
-def test_an_exemplar_is_a_tight_crop_of_the_object() -> None:
-    for index in range(10):
-        white = composer().pair(index).exemplar[..., 0] > 0.1
-        rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
-        for found, whole in ((rows, white.shape[0]), (columns, white.shape[1])):
-            # 1 / 1.2 with both margins; 1 / 1.1 where the picture's edge takes one
-            assert 0.8 < (found[-1] + 1 - found[0]) / whole <= 0.96
-
-
-def test_a_pair_has_two_different_backgrounds() -> None:
-    maker = composer((40, 120))  # a brightness of 0.75 to 1.25 does not confuse them
-    for index in range(10):
-        made = maker.pair(index)
-        darkest = sorted((float(made.photo.min()), float(made.exemplar.min())))
-        assert darkest[0] < 60 / 255 < darkest[1]
-
-
-def test_no_halo_from_transparent_pixels() -> None:
-    """The green of the transparent pixels must show nowhere: all scaling is premultiplied."""
-    large = disc((255, 0, 255), (700, 500))
-    small = np.asarray(shrink_cutout(large))
-    assert max(small.shape) == sources.CUTOUT_SIDE
-    for rgba in (small, np.asarray(large)):
-        patch = scale_to_area(turn(rgba, degrees=17, flip=True, gain=1.0), 900, (60, 60))
-        canvas = np.zeros((64, 64, 3), np.float32)
-        paste(canvas, patch, 2, 3)
-        assert canvas[..., 1].max() < 1e-3
-        assert canvas[..., 0].max() == pytest.approx(1, abs=1e-3)
-
-
-def test_turning_by_right_angles_is_exact() -> None:
-    rgba = np.zeros((6, 4, 4), np.uint8)
-    rgba[..., 3] = 255
-    rgba[0, 0, 0] = 255  # one red corner, top left
-    turned = turn(rgba, degrees=90, flip=False, gain=1.0)
-    assert turned.shape == (4, 6, 4)
-    assert turned[-1, 0, 0] == pytest.approx(1, abs=1e-3)  # counter-clockwise: bottom left
-    flipped = turn(rgba, degrees=0, flip=True, gain=0.5)
-    assert flipped[0, -1, 0] == pytest.approx(0.5, abs=1e-3)
-
-
-def test_alpha_box() -> None:
-    alpha = np.zeros((5, 7))
-    alpha[1:3, 2:6] = 1
-    alpha[4, 0] = 0.2  # too faint to count
-    assert alpha_box(alpha) == (2, 1, 6, 3)
-
-
-def test_the_shipped_catalogue_holds_its_promises() -> None:
-    cutouts, backgrounds = read_catalogue(CATALOGUE)
-    held_out = [s for s in cutouts if s.split == "val"]
-    assert 250 <= len(cutouts) <= 400
-    assert len(held_out) >= 32 and len({s.group for s in held_out}) >= 24
-    assert not {s.group for s in held_out} & {s.group for s in cutouts if s.split == "train"}
-    assert all(s.group for s in cutouts)
-    assert sum(s.split == "val" for s in backgrounds) >= 2
-    for source in cutouts + backgrounds:
-        assert source.split in ("train", "val")
-        assert source.licence.startswith(("GPL-", "LGPL-", "CC-BY", "CC0")) and source.author
-
-
-def test_the_bundled_scenes_are_held_out_complete_and_credited() -> None:
-    assets = Path(__file__).parents[2] / "pbe_model/assets"
-    held_out = {s.path for listed in read_catalogue(CATALOGUE) for s in listed if s.split == "val"}
-    credits = (assets / "LICENSES.md").read_text(encoding="utf-8")
-    scenes = json.loads((assets / "scenes/scenes.json").read_text(encoding="utf-8"))["scenes"]
-    files = set()
-    for scene in scenes:
-        pictures = {kind: entry for kind, entry in scene.items() if isinstance(entry, dict)}
-        sizes = {k: Image.open(assets / "scenes" / p["file"]).size for k, p in pictures.items()}
-        assert sizes["photo"] == sizes["hole_mask"]
-        assert sizes.get("exemplar_mask", sizes["exemplar"]) == sizes["exemplar"]
-        hole = np.asarray(Image.open(assets / "scenes" / pictures["hole_mask"]["file"])) > 127
-        assert 0.02 < hole.mean() < 0.25
-        for kind, picture in pictures.items():
-            files.add(picture["file"])
-            assert f"`scenes/{picture['file']}`" in credits and picture["licence"] in credits
-            if kind != "hole_mask":
-                assert {line.split(": ")[1] for line in picture["source"]} <= held_out
-    found = {str(p.relative_to(assets / "scenes")) for p in (assets / "scenes").glob("*/*.*")}
-    assert found == files and len(scenes) >= 5
+def test_large_photos_are_shrunk_into_shards(collection: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(words(collection, out, "--shards", "--max-side", "24")) == 0
+    index = BoxIndex.open(out / "train")
+    files = PhotoFiles(index, out)
+    for number in range(index.num_photos):
+        photo = index.photo(number)
+        pixels = decode_photo(files.read(photo))
+        assert photo.size == (24, 16) == pixels.shape[1::-1]
+        assert index.box(photo.boxes[0]) == (6, 4, 18, 12)
+        colour = ("red", "green", "blue").index(index.label(photo.boxes[0]))
+        assert pixels[5:11, 7:17].mean((0, 1)).argmax() == colour
 
 
 @pytest.mark.parametrize(
-    ("kind", "line", "message"),
+    ("more", "sentence"),
     [
-        ("cutouts", row("cutouts", "leak", "train", "g3"), "group 'g3' in both splits"),
-        ("backgrounds", row("backgrounds", "b0", "train"), "the name 'b0' twice"),
+        (["--val", "20"], "--val 20 of 20 photos leaves none to train on"),
+        (["--val", "1.5"], "neither a share below 1 nor a number"),
+        (["--include", "cat"], "no photo in .* has a box left .*label not included"),
+        (["--drop", "fuzzy"], "--drop fuzzy is no flag; choose from group"),
+        (["--max-side", "9"], "add --shards"),
+        (["--shards", "--shard-size", "big"], "'big' is no size such as 256MB"),
+        (["--images", "{tmp}/none"], "no folder of photos"),
+        (["--annotations", "{tmp}/bad.jsonl"], "line 2 of '.*bad.jsonl'"),
+        (["--annotations", "{tmp}/blank.jsonl"], "found no lines such as"),
+        (["--out", "{tmp}/bad.jsonl/out"], "cannot make the folder"),
     ],
 )
-def test_a_bad_catalogue_is_refused(toys: dict, kind: str, line: str, message: str) -> None:
-    with (toys["catalogue"] / f"{kind}.tsv").open("a") as file:
-        file.write(line)
-    with pytest.raises(ValueError, match=message):
-        read_catalogue(toys["catalogue"])
-
-
-def test_a_picture_the_package_lost_is_named(tmp_path: Path) -> None:
-    gone = Source(
-        id="c", split="val", package="p", path="gone.png", licence="CC0-1.0", author="n", group="g"
-    )
-    with pytest.raises(ValueError, match=r"p holds no gone.png.*take 'c' out"):
-        prepare_sources(tmp_path, tmp_path / "out", [gone])
-
-
-def test_without_apt_the_error_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_bad_input_is_one_sentence_and_code_2(
+    more: list[str],
+    sentence: str,
+    collection: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match=r"apt-get is not installed.*--debs"):
-        unpack_packages(["toys"], cache=tmp_path / "cache")
+    good = json.dumps({"image": "photos/000 é.png", "box": [12, 8, 36, 24]})
+    (tmp_path / "bad.jsonl").write_text(good + "\n{}\n")
+    (tmp_path / "blank.jsonl").write_text("\n")
+    more = [word.format(tmp=tmp_path) for word in more]
+    assert main(words(collection, tmp_path / "out", *more)) == 2
+    last = capsys.readouterr().err.strip().split("\n")[-1]
+    assert last.startswith("pbe-train: ")
+    assert re.search(sentence, last), last
+    assert not (tmp_path / "out/train").exists()
 
 
-def test_a_missing_deb_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no toys_\*\.deb.*apt-get download toys"):
-        unpack_packages(["toys"], cache=tmp_path / "cache", debs=tmp_path)
+def test_an_empty_folder_says_what_was_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    files = ["--images", str(tmp_path / "images"), "--annotations", str(tmp_path / "masks")]
+    assert main(["prepare", "masks", *files, "--out", str(tmp_path / "out")]) == 2
+    assert "found no photos in" in (said := capsys.readouterr().err) and "masks'" in said
 
 
-@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
-def test_debs_are_unpacked_once(tmp_path: Path) -> None:
-    tree, debs, cache = tmp_path / "tree", tmp_path / "debs", tmp_path / "cache"
-    (tree / "DEBIAN").mkdir(parents=True)
-    debs.mkdir()
-    (tree / "DEBIAN/control").write_text(
-        "Package: toys\nVersion: 1\nArchitecture: all\nMaintainer: n <n@n>\nDescription: t\n"
-    )
-    (tree / "toy.txt").write_text("bear")
-    deb = debs / "toys_1_all.deb"
-    subprocess.run(["dpkg-deb", "-b", "-Zgzip", tree, deb], check=True, capture_output=True)
-    root = unpack_packages(["toys"], cache=cache, debs=debs)
-    assert (root / "toys/toy.txt").read_text() == "bear"
-    deb.write_bytes(b"broken")  # a second call does not read it
-    assert unpack_packages(["toys"], cache=cache, debs=debs) == root
-    shutil.rmtree(root)
-    with pytest.raises(ValueError, match=r"dpkg-deb -x.*failed"):
-        unpack_packages(["toys"], cache=cache, debs=debs)
-    assert not (root / "toys").exists()
+def test_the_sample_sheet_shows_hole_and_exemplar(collection: Path, tmp_path: Path) -> None:
+    photo = np.full((60, 90, 3), 40, np.uint8)
+    photo[20:40, 30:60] = (0, 0, 255)
+    sample = draw_sample(photo, (30, 20, 60, 40), np.random.default_rng(0))
+    assert sample.shape == (TILE, 3 * TILE, 3)
+    annotated, holed, exemplar = np.split(sample, 3, axis=1)
+    assert (annotated == (80, 220, 80)).all(2).any() and (annotated == 255).all(2).any()
+    assert ((annotated[..., 0] > 150) & (annotated[..., 1] < 100)).any()
+    assert not (holed == (0, 0, 255)).all(2).any()  # all of the object is in the hole
+    assert (np.abs(holed - 127.0) <= 1).all(2).any()
+    assert exemplar[..., 2].mean() > 120  # blue
+
+    assert main(words(collection, tmp_path / "out")) == 0
+    sheet = Image.open(tmp_path / "out/samples.jpg")
+    assert sheet.size == (6 * TILE, SAMPLES // 2 * TILE)
+
+
+def test_process_map_keeps_the_order_and_reads_ahead_a_little() -> None:
+    read = []
+
+    def numbers() -> object:
+        for number in range(1000):
+            read.append(number)
+            yield number
+
+    with process_map(2) as run:
+        results = run(abs, numbers())
+        assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+        assert len(read) < 20
+
+
+ORPHANS = """
+import os, time
+from training.workers import process_map
+def work(number):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+if __name__ == "__main__":
+    with process_map(2) as run:
+        list(run(work, range(2)))
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    (tmp_path / "orphans.py").write_text(ORPHANS)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "orphans.py")],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
+    assert process.stdout is not None
+    workers = [int(process.stdout.readline()) for _ in range(2)]
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in workers):
+            break
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_byte_sizes() -> None:
+    sizes = {"256MB": 256_000_000, "1GiB": 2**30, "512": 512, "1.5k": 1500, "2 gb": 2 * 10**9}
+    assert {text: byte_size(text) for text in sizes} == sizes

@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from training import state
+
+
+def names(folder: Path) -> list[int]:
+    return [state.step_of(path) for path in state.checkpoints(folder)]
 
 
 def test_the_newest_are_kept_and_loaded(tmp_path: Path) -> None:
     assert state.load_newest(tmp_path / "none") is None
     for step in (5, 10, 15):
         state.save(tmp_path, step, {"module": {"w": torch.full((2,), step)}}, keep=2)
-    assert [p.name for p in state.checkpoints(tmp_path)] == ["step-00000010.pt", "step-00000015.pt"]
+    assert names(tmp_path) == [10, 15]
     saved = state.load_newest(tmp_path)
     assert saved is not None and saved["step"] == 15
     assert saved["module"]["w"].tolist() == [15, 15]
+
+
+def test_milestones_stay(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20, 25):
+        state.save(tmp_path, step, {}, keep=1, keep_every=10)
+    assert names(tmp_path) == [10, 20, 25]
 
 
 def test_saving_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     state.save(tmp_path, 1, {"module": {}}, keep=1)
     with pytest.raises(Exception, match="pickle"):
         state.save(tmp_path, 2, {"module": lambda: None}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
+
+
+def test_a_disk_that_is_full_leaves_the_old_one(tmp_path: Path) -> None:
+    """Here the system refuses files beyond a size, at the same place as it would for space."""
+    state.save(tmp_path, 1, {"module": {"w": torch.ones(10)}}, keep=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError):
+            state.save(tmp_path, 2, {"module": {"w": torch.ones(100_000)}}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
     saved = state.load_newest(tmp_path)
-    assert saved is not None and saved["step"] == 1
+    assert saved is not None and saved["module"]["w"].sum() == 10
 
 
 def test_half_a_file_is_no_checkpoint(tmp_path: Path) -> None:
@@ -35,3 +61,31 @@ def test_half_a_file_is_no_checkpoint(tmp_path: Path) -> None:
     assert state.checkpoints(tmp_path) == [whole]
     assert state.save(tmp_path, 2, {"module": {}}, keep=1).is_file()
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000002.pt"]
+
+
+@pytest.mark.parametrize("length", [0, 100, 600])
+def test_a_damaged_file_is_passed_over_and_named(
+    tmp_path: Path, length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = state.save(tmp_path, 1, {"w": torch.ones(1000)}, keep=2)
+    (tmp_path / "step-00000002.pt").write_bytes(whole.read_bytes()[:length])
+    saved = state.load_newest(tmp_path)
+    assert saved is not None and saved["step"] == 1
+    assert "step-00000002.pt cannot be read" in caplog.text
+
+
+def test_only_what_is_trained_is_kept_and_must_fit() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    module[1].requires_grad_(False)
+    kept = state.trainable(module)
+    assert sorted(kept) == ["0.bias", "0.weight"]
+    kept["0.bias"] += 1
+    other = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    other[1].requires_grad_(False)
+    state.load_trainable(other, kept, "run")
+    assert torch.equal(other[0].bias, module[0].bias + 1)
+    with pytest.raises(ValueError, match=r"run holds other trainable parameters.*0\.weight \(1 "):
+        state.load_trainable(other, {**kept, "0.weight": torch.ones(4, 2)}, "run")
+    other[1].requires_grad_(True)
+    with pytest.raises(ValueError, match=r"such as 1\.bias \(2 differ\)"):
+        state.load_trainable(other, kept, "run")

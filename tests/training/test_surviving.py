@@ -1,0 +1,150 @@
+"""Runs as real processes: killed, asked to stop, without space, over ranks and nodes."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import state
+from training.config import RunConfig
+from training.loop import train
+
+from .runs import changed, digest, logged, newest, run_config, start
+
+pytestmark = pytest.mark.slow
+
+
+def config_of(photos: Path, out: Path, first_stage: Path, **options) -> RunConfig:
+    return run_config(
+        photos,
+        out,
+        first_stage,
+        **{
+            "steps": 7,
+            "checkpoint.every": 2,
+            "train_tower": True,
+            "loss.min_snr": 5.0,
+            "ema.decay": 0.9,
+            "optim.decay": "cosine",
+            **options,
+        },
+    )
+
+
+@pytest.mark.parametrize("variants", [None, 1], ids=["fresh", "latent-bank"])
+def test_killed_and_resumed_equals_uninterrupted(
+    photos: Path, tmp_path: Path, first_stage: Path, variants: int | None
+) -> None:
+    """Killed between two checkpoints, resumed with other workers."""
+    options = {"data.geometry_variants": variants}
+    whole = config_of(photos, tmp_path / "whole", first_stage, **options)
+    train(whole)
+    killed = config_of(photos, tmp_path / "killed", first_stage, **options)
+    assert start(killed, AT=5, SIGNAL=9).returncode == -signal.SIGKILL
+    assert newest(killed.out)["step"] == 4
+    assert len(logged(killed.out)) == 4  # update 5 was made, and lost
+    data = killed.data.model_copy(update={"workers": 2})
+    done = start(changed(killed, data=data))
+    assert done.returncode == 0, done.stderr
+    assert digest(killed.out) == digest(whole.out)
+    assert logged(killed.out) == logged(whole.out)
+
+
+def test_bf16_gives_nearly_the_same(photos: Path, tmp_path: Path, first_stage: Path) -> None:
+    plain = run_config(photos, tmp_path / "plain", first_stage, steps=3)
+    train(plain)
+    half = changed(plain, out=tmp_path / "half", precision="bf16")
+    done = start(half)
+    assert done.returncode == 0, done.stderr
+    for ours, theirs in zip(logged(plain.out), logged(half.out), strict=True):
+        assert ours["loss"] != theirs["loss"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
+
+
+def assert_equal_runs(one: Path, two: Path) -> None:
+    """Up to the order of sums, which the number of ranks changes."""
+    ours, theirs = logged(one), logged(two)
+    first = [entry["grad_norm"] for entry in (ours[0], theirs[0])]
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["lr"] == b["lr"]  # not advanced once for each rank
+    weights, others = newest(one)["module"], newest(two)["module"]
+    assert weights.keys() == others.keys()
+    for name in weights:
+        torch.testing.assert_close(weights[name], others[name], rtol=1e-4, atol=1e-5)
+
+
+def test_ranks_may_change_on_the_way(photos: Path, tmp_path: Path, first_stage: Path) -> None:
+    """One process, then two, then one with accumulation; the whole batch stays the same."""
+    whole = config_of(photos, tmp_path / "whole", first_stage)
+    train(whole)
+    parts = changed(whole, out=tmp_path / "parts")
+    assert start(parts, AT=3, SIGNAL=9).returncode == -signal.SIGKILL
+    assert newest(parts.out)["step"] == 2
+    done = start(parts, processes=2, AT=2, SIGNAL=15)
+    assert newest(parts.out)["step"] == 5, done.stderr  # asked after 4, it saved after the next
+    found = re.findall(r"process \d of \d", done.stdout)
+    assert sorted(found) == ["process 0 of 2", "process 1 of 2"]
+    train(changed(parts, accumulate=2))
+    assert_equal_runs(whole.out, parts.out)
+
+
+def test_two_nodes_equal_one(photos: Path, tmp_path: Path, first_stage: Path) -> None:
+    """Two agents of torchrun with one process each, as on two machines."""
+    one = config_of(photos, tmp_path / "one", first_stage)
+    two = config_of(photos, tmp_path / "two", first_stage)
+    for config, shape in ((one, {"processes": 2}), (two, {"nodes": 2})):
+        done = start(config, **shape)
+        assert done.returncode == 0, done.stderr
+    assert digest(one.out) == digest(two.out)
+    assert logged(one.out) == logged(two.out)
+
+
+def test_torchrun_starts_again_after_a_killed_rank(
+    photos: Path, tmp_path: Path, first_stage: Path
+) -> None:
+    whole = config_of(photos, tmp_path / "whole", first_stage)
+    done = start(whole, processes=2)
+    assert done.returncode == 0, done.stderr
+    hit = config_of(photos, tmp_path / "hit", first_stage)
+    done = start(
+        hit, processes=2, restarts=1, AT=5, SIGNAL=9, WHOM=1, ONCE=tmp_path / "once"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "once").exists()
+    assert digest(hit.out) == digest(whole.out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_first(photos: Path, tmp_path: Path, number: signal.Signals) -> None:
+    config = run_config(photos, tmp_path / "run", steps=50)
+    done = start(config, AT=3, SIGNAL=int(number))
+    assert done.returncode == 128 + number
+    assert "Traceback" not in done.stderr
+    assert "stopped at step 4, saved; the same command goes on from there" in (
+        done.stdout + done.stderr
+    )
+    assert newest(config.out)["step"] == 4
+    assert logged(config.out)[-1]["step"] == 4
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(photos: Path, tmp_path: Path) -> None:
+    config = run_config(photos, tmp_path / "run", steps=2)
+    train(config)
+    (good,) = state.checkpoints(config.out / "checkpoints")
+    before = good.read_bytes()
+    more = run_config(photos, config.out, steps=5, **{"checkpoint.every": 1})
+    done = start(more, LARGEST=len(before) // 2)
+    assert done.returncode == 2
+    assert "checkpoint of step 3 not written" in done.stdout + done.stderr
+    assert done.stderr.rstrip().endswith("it goes on from the newest one")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (config.out / "checkpoints").iterdir()] == [good.name]
+    assert good.read_bytes() == before
+    assert start(more).returncode == 0
+    assert newest(config.out)["step"] == 5

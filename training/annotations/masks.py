@@ -1,0 +1,66 @@
+"""A folder of photos and a folder of masks with the same names; white is the object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from pbe_model.image_io import read_mask
+
+from .base import Annotated, MarkedBox, Reader, Unusable, files_below
+
+
+@dataclass
+class Masks(Reader):
+    """The box around every connected white blob, or around all that is white.
+
+    Attributes:
+        whole: One box a mask, not one a blob. Specks are dropped as any box that is too small.
+    """
+
+    whole: bool = False
+
+    @property
+    def looked_for(self) -> str:
+        """See `Reader`."""
+        return f"photos in '{self.images}' with a mask of the same name in '{self.annotations}'"
+
+    def entries(self) -> Iterator[tuple[str, str]]:
+        """See `Reader`: relative paths of photo and mask; suffixes may differ."""
+        masks = {_stem(path): path for path in reversed(files_below(self.annotations))}
+        photos = files_below(self.images)
+        if self.annotations.is_relative_to(self.images) and self.annotations != self.images:
+            inside = self.annotations.relative_to(self.images).as_posix() + "/"
+            photos = [photo for photo in photos if not photo.startswith(inside)]
+        self.total = len(photos)
+        for photo in photos:
+            if mask := masks.get(_stem(photo)):
+                yield photo, mask
+            else:
+                self.left_out["photos without a mask"] += 1
+
+    def read(self, entry: tuple[str, str]) -> Annotated:
+        """See `Reader`; a mask may be smaller or larger than its photo, not of another shape."""
+        photo, mask = entry
+        try:
+            object_mask = read_mask(self.annotations / mask).numpy() > 0.5
+        except ValueError as error:
+            raise Unusable(str(error)) from error
+        blobs: Any = object_mask.astype(np.int32)
+        if not self.whole:
+            labelled: Any = ndimage.label(object_mask, structure=np.ones((3, 3)))  # 8 neighbours
+            blobs = labelled[0]
+        height, width = object_mask.shape
+        boxes = [
+            MarkedBox(columns.start, rows.start, columns.stop, rows.stop)
+            for rows, columns in ndimage.find_objects(blobs)
+        ]
+        return Annotated(photo, boxes, frame=(width, height))
+
+
+def _stem(path: str) -> str:
+    return path.rpartition(".")[0]
