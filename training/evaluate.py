@@ -5,7 +5,8 @@ copying the background does not help. The exemplar is painted into the box at ri
 Then a plain descriptor of the painted box, no learned network, has to tell the right exemplar from
 seven of other groups. Three rows say how to read the score: similarity 0 (the exemplar is not
 seen), shuffled exemplars (another group's is painted), and the photo as it is, the most that the
-descriptor can score.
+descriptor can score. Beside it stand how like the exemplar the box is (in the shuffled row: the one
+that is painted), and how large the step across its outline.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ SHUFFLED = 3.0
 CANDIDATES = 8
 MARGIN = 0.1
 """Of the object's box, that exemplars show around it (`training.composite.Pair`)."""
+
+TRUTH = "the photo itself"
 
 _CANDIDATE_DRAWS = 5  # stream of `keyed_rng`, after those of training
 _SIDE, _CELLS = 32, 4
@@ -75,12 +78,17 @@ class Row:
         name: What is in the boxes.
         hits: Pairs whose own exemplar was nearest of all candidates.
         pairs: Pairs scored.
+        likeness: Mean cosine between the descriptors of what is in the box and of the exemplar.
+        seam: Mean step across the box's outline, over that of the photo as it is: 1 is as good as
+            nature, more can be seen.
         outside: Largest difference from the photo outside the blend zones; any but 0 is a defect.
     """
 
     name: str
     hits: int
     pairs: int
+    likeness: float
+    seam: float
     outside: float
 
     @property
@@ -116,11 +124,22 @@ class Evaluation:
         """The figures, without the pictures."""
         rows = [
             {"name": r.name, "hits": r.hits, "pairs": r.pairs, "top1": r.top1,
-             "interval_95": r.interval, "outside": r.outside}
+             "interval_95": r.interval, "likeness": r.likeness, "seam": r.seam,
+             "outside": r.outside}
             for r in self.rows
         ]  # fmt: skip
         settings = {"steps": self.steps, "sampler": self.sampler, "seed": self.seed}
         return json.dumps({**settings, "chance": 1 / CANDIDATES, "rows": rows}, indent=2)
+
+
+@dataclass
+class _Score:
+    """Sums and means of a row in the making."""
+
+    hits: int = 0
+    likeness: float = 0.0
+    step: float = 0.0
+    outside: float = 0.0
 
 
 def evaluate_demo(
@@ -159,39 +178,48 @@ def evaluate_demo(
     draws = [draw_candidates(groups, number, seed) for number in range(pairs)]
     descriptors = [descriptor(p.exemplar, margin=MARGIN / (1 + 2 * MARGIN)) for p in found]
 
-    def is_hit(number: int, picture: Tensor) -> bool:
-        painted = descriptor(_boxed(picture, found[number].box))
+    scores: dict[str, _Score] = {}
+
+    def score(name: str, number: int, picture: Tensor, given: int, outside: float = 0.0) -> None:
+        pair, painted = found[number], descriptor(_boxed(picture, found[number].box))
         candidates = np.stack([descriptors[i] for i in draws[number][0]])
-        return int(np.square(candidates - painted).sum(1).argmin()) == 0
+        so_far = scores.setdefault(name, _Score())
+        so_far.hits += int(np.square(candidates - painted).sum(1).argmin()) == 0
+        so_far.likeness += _cosine(painted, descriptors[given]) / pairs
+        so_far.step += outline_step(picture, pair.box) / pairs
+        so_far.outside = max(so_far.outside, outside)
 
     own, shuffled = list(range(pairs)), [other for _, other in draws]
-    plan = [(f"similarity {s:g}", s, False) for s in SIMILARITIES]
-    plan.append((f"shuffled, similarity {SHUFFLED:g}", SHUFFLED, True))
-    hits = {name: 0 for name, _, _ in plan}
-    outside = {name: 0.0 for name, _, _ in plan}
+    plan = [(f"similarity {s:g}", s, own) for s in SIMILARITIES]
+    plan.append((f"shuffled, similarity {SHUFFLED:g}", SHUFFLED, shuffled))
     shown = [_given(pair) for pair in found[:_SHOWN]]
     with tqdm(total=pairs * len(plan), desc="evaluate", unit="edit", dynamic_ncols=True) as bar:
         for first in range(0, pairs, batch):
             numbers = range(first, min(first + batch, pairs))
             painter = Painter(model, [found[i] for i in numbers], seed + first)
-            contexts = [
-                painter.encode([found[given[i]].exemplar for i in numbers])
-                for given in (own, shuffled)
-            ]
-            for name, similarity, is_shuffled in plan:
-                context = contexts[is_shuffled]
+            for name, similarity, given in plan:
+                context = painter.encode([found[given[i]].exemplar for i in numbers])
                 results = painter.paint(context, similarity, steps=steps, sampler=sampler)
                 for i, result, region in zip(numbers, results, painter.regions, strict=True):
-                    hits[name] += is_hit(i, result)
                     kept = (region.photo_blend_mask == 0)[..., None]
                     difference = ((result - found[i].photo) * kept).abs().max().item()
-                    outside[name] = max(outside[name], difference)
+                    score(name, i, result, given[i], difference)
                     if i < len(shown):
                         shown[i].append((name, result))
                 bar.update(len(numbers))
-    rows = [Row(name=n, hits=hits[n], pairs=pairs, outside=outside[n]) for n, _, _ in plan]
-    truth = sum(is_hit(number, pair.photo) for number, pair in enumerate(found))
-    rows.append(Row(name="the photo itself", hits=truth, pairs=pairs, outside=0.0))
+    for number, pair in enumerate(found):
+        score(TRUTH, number, pair.photo, number)
+    rows = [
+        Row(
+            name=name,
+            hits=score.hits,
+            pairs=pairs,
+            likeness=score.likeness,
+            seam=score.step / scores[TRUTH].step,
+            outside=score.outside,
+        )
+        for name, score in scores.items()
+    ]
     return Evaluation(rows=rows, steps=steps, sampler=sampler, seed=seed, grid=sheet(shown))
 
 
@@ -377,6 +405,29 @@ def _boxed(picture: Tensor, box: Box) -> Tensor:
     return picture[max(0, y0) : y1, max(0, x0) : x1]
 
 
+def outline_step(picture: Tensor, box: Box) -> float:
+    """Mean absolute difference of neighbouring pixels on the two sides of a box's outline.
+
+    Args:
+        picture: `(H, W, 3)` in [0, 1].
+        box: Sides on the picture's border are left out.
+
+    Returns:
+        0 to 1; 0 where all sides are on the border.
+    """
+    x0, y0, x1, y1 = box
+    height, width = picture.shape[:2]
+    rows = [y for y in (y0, y1) if 0 < y < height]
+    columns = [x for x in (x0, x1) if 0 < x < width]
+    steps = [picture[y, x0:x1] - picture[y - 1, x0:x1] for y in rows]
+    steps += [picture[y0:y1, x] - picture[y0:y1, x - 1] for x in columns]
+    return torch.cat(steps).abs().mean().item() if steps else 0.0
+
+
+def _cosine(one: np.ndarray, two: np.ndarray) -> float:
+    return float(one @ two / np.sqrt((one @ one) * (two @ two)))
+
+
 def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's interval of a share (1927); at the default `z` it covers 95 %."""
     share = hits / total
@@ -392,11 +443,12 @@ def format_table(evaluation: Evaluation) -> str:
     lines = [
         f"Top-1 retrieval of the exemplar among {CANDIDATES}, {rows[0].pairs} held-out pairs, "
         f"{evaluation.steps} steps of {evaluation.sampler} (chance {1 / CANDIDATES:.1%})",
-        f"{'painted':<{width}}  top-1   95 % interval    error outside",
+        f"{'painted':<{width}}  top-1   95 % interval    likeness  seam  error outside",
     ]
     for row in rows:
         low, high = row.interval
         lines.append(
-            f"{row.name:<{width}}  {row.top1:5.1%}   {low:5.1%} to {high:5.1%}   {row.outside:g}"
+            f"{row.name:<{width}}  {row.top1:5.1%}   {low:5.1%} to {high:5.1%}   "
+            f"{row.likeness:8.3f}  {row.seam:4.2f}  {row.outside:g}"
         )
     return "\n".join(lines)

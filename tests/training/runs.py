@@ -96,7 +96,7 @@ def run_config(photos: Path, out: Path, init: Path | None = None, **options) -> 
         "model": "tiny",
         "out": out,
         "init": init,
-        "train_tower": init is not None,  # the first stage that runs start from has none
+        "train_tower": init is not None and init.stem == "first_stage",  # which has none
         "threads": 1,
         "batch_size": 4,
         "steps": 4,

@@ -18,6 +18,7 @@ from training.evaluate import (
     evaluate_demo,
     format_table,
     load_pairs,
+    outline_step,
     wilson,
 )
 
@@ -37,12 +38,23 @@ def test_rows_of_a_model_that_has_learnt_nothing(pairs: Path, model: PaintByExam
     assert all(row.outside == 0 and row.pairs == 12 for row in found.rows)
     assert found.rows[-1].hits == 12
     assert all(row.hits <= 6 for row in found.rows[:-1])
+    assert found.rows[-1].seam == 1 and found.rows[-1].likeness > 0.9
+    assert all(row.likeness < found.rows[-1].likeness for row in found.rows[:-1])
     figures = json.loads(found.to_json())
     assert figures["rows"][-1]["top1"] == 1 and figures["chance"] == 0.125
     table = format_table(found)
     assert all(row.name in table for row in found.rows) and "100.0%" in table
     again = evaluate_demo(pairs, model, pairs=12, steps=1, batch=12)
     assert [row.hits for row in again.rows] == [row.hits for row in found.rows]
+
+
+def test_the_step_across_an_outline() -> None:
+    picture = torch.zeros(10, 12, 3)
+    picture[2:6, 3:8] = 0.5
+    assert outline_step(picture, (3, 2, 8, 6)) == 0.5
+    assert outline_step(picture, (0, 0, 12, 10)) == 0
+    picture[0, :] = 1.0  # a box at the upper border: three sides count, 5 + 4 + 4 pixels
+    assert outline_step(picture, (3, 0, 8, 2)) == pytest.approx(0.5 * 5 / (5 + 2 + 2))
 
 
 def test_painting_together_is_painting_alone(pairs: Path, model: PaintByExample) -> None:

@@ -94,30 +94,38 @@ def test_ranks_may_change_on_the_way(photos: Path, tmp_path: Path, first_stage: 
     assert_equal_runs(whole.out, parts.out)
 
 
-def test_two_nodes_equal_one(photos: Path, tmp_path: Path, first_stage: Path) -> None:
+@pytest.fixture(scope="module")
+def two_processes(
+    photos: Path, tmp_path_factory: pytest.TempPathFactory, first_stage: Path
+) -> Path:
+    """A run of two processes that nothing happened to."""
+    config = config_of(photos, tmp_path_factory.mktemp("runs") / "two", first_stage)
+    done = start(config, processes=2)
+    assert done.returncode == 0, done.stderr
+    return config.out
+
+
+def test_two_nodes_equal_one(
+    photos: Path, tmp_path: Path, first_stage: Path, two_processes: Path
+) -> None:
     """Two agents of torchrun with one process each, as on two machines."""
-    one = config_of(photos, tmp_path / "one", first_stage)
-    two = config_of(photos, tmp_path / "two", first_stage)
-    for config, shape in ((one, {"processes": 2}), (two, {"nodes": 2})):
-        done = start(config, **shape)
-        assert done.returncode == 0, done.stderr
-    assert digest(one.out) == digest(two.out)
-    assert logged(one.out) == logged(two.out)
+    config = config_of(photos, tmp_path / "nodes", first_stage)
+    done = start(config, nodes=2)
+    assert done.returncode == 0, done.stderr
+    assert digest(config.out) == digest(two_processes)
+    assert logged(config.out) == logged(two_processes)
 
 
 def test_torchrun_starts_again_after_a_killed_rank(
-    photos: Path, tmp_path: Path, first_stage: Path
+    photos: Path, tmp_path: Path, first_stage: Path, two_processes: Path
 ) -> None:
-    whole = config_of(photos, tmp_path / "whole", first_stage)
-    done = start(whole, processes=2)
-    assert done.returncode == 0, done.stderr
     hit = config_of(photos, tmp_path / "hit", first_stage)
     done = start(
         hit, processes=2, restarts=1, AT=5, SIGNAL=9, WHOM=1, ONCE=tmp_path / "once"
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "once").exists()
-    assert digest(hit.out) == digest(whole.out)
+    assert digest(hit.out) == digest(two_processes)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
