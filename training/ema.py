@@ -61,7 +61,7 @@ class EMA:
 
     def __init__(self, module: nn.Module, weight: Callable[[int], float]) -> None:
         self.weight = weight
-        self.average = state.trainable(module)
+        self.average = {name: p.clone() for name, p in state.trainable(module).items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -135,6 +135,7 @@ class _Run:
 
     def _train(self, log: RunLog) -> None:
         config = self.config
+        self.optimizer.train()
         batches = self._batches()
         since, counted, saved = time.perf_counter(), self.samples, True
         while self.step < config.steps:
@@ -153,12 +154,16 @@ class _Run:
                 speed = (self.samples - counted) / (time.perf_counter() - since)
                 log.figures(self.step, {**self.window.means(), "lr": rate, **self._cost(speed)})
                 self.window = Window()
-            if self.main and self._due(config.log.sample_every, last):
-                self._look(log)
-            if self.main and self.by_length and self._due(config.ema.snapshot_every, last):
+            looks = self._due(config.log.sample_every, last)
+            saves = self._due(config.checkpoint.every, last) or stop
+            if looks or saves:
+                with self._at_rest():
+                    if looks:
+                        self._look(log)
+                    if saves:
+                        saved = self._save(log)
+            if self.by_length and self._due(config.ema.snapshot_every, last):
                 self._snapshot(log)
-            if self._due(config.checkpoint.every, last) or stop:
-                saved = self._save(log)
             if logged:  # what came after the figures does not count as training
                 self.accelerator.wait_for_everyone()
                 since, counted = time.perf_counter(), self.samples
@@ -172,6 +177,13 @@ class _Run:
 
     def _due(self, every: int, last: bool) -> bool:
         return self.step % every == 0 or last
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """Some optimizers (schedule-free ones) train with other weights than they have found."""
+        self.optimizer.eval()
+        yield
+        self.optimizer.train()
 
     # ---- an update ----------------------------------------------------------------------------
 
@@ -263,6 +275,8 @@ class _Run:
 
     def _look(self, log: RunLog) -> None:
         """Validate and draw, with the classic average if the run keeps it."""
+        if not self.main:
+            return
         module, ema = self.stage.module, self.averages.get("classic")
         module.eval()
         if ema:
@@ -305,6 +319,8 @@ class _Run:
         return True
 
     def _snapshot(self, log: RunLog) -> None:
+        if not self.main:
+            return
         try:
             save_snapshot(self.config.out, self.step, self.by_length)
         except OSError as error:

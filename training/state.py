@@ -25,9 +25,9 @@ _NAME = re.compile(r"step-(\d{8})\.pt")
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters that are trained, by name."""
+    """The parameters that are trained, by name; not copied."""
     return {
-        name: parameter.detach().clone()
+        name: parameter.detach()
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
     }

@@ -14,7 +14,7 @@ from .runs import changed, digest, logged, newest, run_config
 
 
 def test_a_run_goes_on_where_it_stopped(photos: Path, tmp_path: Path) -> None:
-    options = {"ema.decay": 0.9, "ema.lengths": [0.1, 0.2], "log.every": 3}
+    options = {"ema.decay": 0.9, "ema.lengths": [0.1, 0.2], "log.every": 3, "checkpoint.every": 2}
     whole = run_config(photos, tmp_path / "whole", steps=6, **options)
     parts = run_config(photos, tmp_path / "parts", steps=2, **options)
     train(whole)
@@ -25,6 +25,21 @@ def test_a_run_goes_on_where_it_stopped(photos: Path, tmp_path: Path) -> None:
     assert [entry["step"] for entry in logged(whole.out)] == [3, 6]
     assert logged(whole.out)[-1] == logged(parts.out)[-1]
     assert len(list((whole.out / "samples").iterdir())) == 1
+
+
+def test_an_optimizer_of_another_package_that_trains_with_other_weights(
+    photos: Path, tmp_path: Path
+) -> None:
+    """Checkpoints hold the weights it has found, and a run goes on from them."""
+    options = {"optim.name": "schedulefree.AdamWScheduleFree", "checkpoint.every": 2}
+    whole = run_config(photos, tmp_path / "whole", steps=4, **options)
+    parts = run_config(photos, tmp_path / "parts", steps=2, **options)
+    train(whole)
+    train(parts)
+    module = train(changed(parts, steps=4))
+    assert digest(whole.out) == digest(parts.out)
+    weights, saved = dict(module.named_parameters()), newest(parts.out)["module"]
+    assert any(not torch.equal(weights[name], saved[name]) for name in saved)
 
 
 def test_figures_are_means_since_the_last_line(photos: Path, tmp_path: Path) -> None:

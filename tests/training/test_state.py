@@ -79,7 +79,7 @@ def test_only_what_is_trained_is_kept_and_must_fit() -> None:
     module[1].requires_grad_(False)
     kept = state.trainable(module)
     assert sorted(kept) == ["0.bias", "0.weight"]
-    kept["0.bias"] += 1
+    kept["0.bias"] = kept["0.bias"] + 1
     other = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     other[1].requires_grad_(False)
     state.load_trainable(other, kept, "run")
