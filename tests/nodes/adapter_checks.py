@@ -231,10 +231,13 @@ def check_the_host_takes_our_adapters(parts: Parts) -> None:
             name + lora.ALPHA: torch.tensor(1.0),
         }
         lora.merge(path, layers[path].weight, up, down, 0.7 / 2)
-    known = comfy.lora.model_lora_keys_unet(parts.model.model, {})
+    latent_format = comfy.latent_formats.SD15()
+    weights = parts.plain.unet.state_dict()  # of a model that no check before has loaded
+    model = adapter.load_model(TINY, weights, latent_format, attention="pytorch")
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
     patches = comfy.lora.load_lora(tensors, known)
     assert len(patches) == len(layers) > 100, (len(patches), len(layers))
-    patched, _ = comfy.sd.load_lora_for_models(parts.model, None, tensors, 0.7, 0)
+    patched, _ = comfy.sd.load_lora_for_models(model, None, tensors, 0.7, 0)
     patched.patch_model(torch.device("cpu"))
     x, context = parts.row, parts.context[:1]
     output = patched.model.diffusion_model(x, parts.timesteps[:1], context=context)
