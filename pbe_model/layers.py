@@ -229,5 +229,5 @@ class SpatialTransformer(nn.Module):
         h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
         for block in self.transformer_blocks:
             h = block(h, context)
-        h = self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height))
+        h = self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height).contiguous())
         return match_batch(x, h.shape[0]) + h

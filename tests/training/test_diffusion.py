@@ -142,7 +142,7 @@ def test_a_run_starts_from_stable_diffusion(
     torch.save({"state_dict": tensors}, path)
     saving.convert(path, tmp_path / "start.safetensors", layout="safetensors")
     for init in (path, tmp_path / "start.safetensors"):
-        unet = stage(photos, tmp_path, init).model.unet.state_dict()
+        unet = stage(photos, tmp_path, init, train_tower=True).model.unet.state_dict()
         for name, tensor in source.unet.state_dict().items():
             expected = tensor
             if name == "input_blocks.0.0.weight":
