@@ -19,12 +19,9 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from training import cli
 from training.composite import Composer, Pair
-from training.demo_set import CATALOGUE
+from training.demo_set import CATALOGUE, to_image
 from training.sources import load, read_catalogue
 
 OBJECTS, PHOTOS = 10, 30
@@ -89,7 +86,7 @@ def write_photos(data: Path, out: Path) -> Path:
     for number in range(PHOTOS):
         made = maker.pair(number)  # objects take turns in it
         name = f"{number:02d}.jpg"
-        picture(made.photo).save(out / name, quality=95)
+        to_image(made.photo).save(out / name, quality=95)
         lines.append({"image": name, "box": made.objects[0][1]})
     (out / "boxes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return out
@@ -106,14 +103,9 @@ def write_pairs(data: Path, out: Path, count: int) -> None:
         entry = {"box": box, "id": cutout.id, "group": cutout.group}
         for name, pixels in (("photo", made.photo), ("exemplar", made.exemplar)):
             entry[name] = f"val/{name}-{number:03d}.png"
-            picture(pixels).save(out / str(entry[name]))
+            to_image(pixels).save(out / str(entry[name]))
         lines.append(entry)
     (out / "val/pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def picture(pixels: np.ndarray) -> Image.Image:
-    """From `(H, W, 3)` in [0, 1]."""
-    return Image.fromarray(np.rint(pixels * 255).clip(0, 255).astype(np.uint8))
 
 
 if __name__ == "__main__":

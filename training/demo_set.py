@@ -19,6 +19,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from pbe_model.files import replacing
+
 from .composite import Box, Composer, Picture
 from .sources import (
     Source,
@@ -110,14 +112,14 @@ class _Writer:
     def composite(self, index: int) -> list[dict]:
         made = self.train.composite(index)
         name = f"train/images/{index:05d}.jpg"
-        save_once(self.out / name, _to_image(made.photo))
+        save_once(self.out / name, to_image(made.photo))
         return [_record(cutout, box, image=name) for cutout, box in made.objects]
 
     def pair(self, index: int) -> dict:
         made = self.val.pair(index)
         photo, exemplar = f"val/photos/{index:03d}.jpg", f"val/exemplars/{index:03d}.jpg"
-        save_once(self.out / photo, _to_image(made.photo))
-        save_once(self.out / exemplar, _to_image(made.exemplar))
+        save_once(self.out / photo, to_image(made.photo))
+        save_once(self.out / exemplar, to_image(made.exemplar))
         return _record(*made.objects[0], photo=photo, exemplar=exemplar)
 
 
@@ -143,15 +145,15 @@ def _write_pair(index: int) -> dict:
     return _writer.pair(index)
 
 
-def _to_image(pixels: np.ndarray) -> Image.Image:
+def to_image(pixels: np.ndarray) -> Image.Image:
+    """From `(H, W, 3)` in [0, 1] to 8 bits."""
     return Image.fromarray(np.rint(pixels * 255).clip(0, 255).astype(np.uint8))
 
 
 def _write_lines(path: Path, records: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as part:
+        part.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
 
 def _claim(out: Path, settings: dict) -> None:

@@ -27,7 +27,6 @@ from training.data import BoxDataset, collate, keyed_rng
 from training.latents import LatentBank, LatentEncoder
 from training.lora import add_lora
 from training.loss import DiffusionLoss
-from training.plan import flops_per_sample
 
 NOISE = 3  # stream of `keyed_rng`, after those of training.data
 _VALIDATION = 64  # held-out samples that the validation loss is taken over
@@ -79,10 +78,6 @@ class Diffusion:
             config.loss.v_weight,
             config.loss.thumbnail_weight,
         )
-
-    def flops_per_sample(self) -> float:
-        """Operations of a training step for one sample, as `training.plan` counts them."""
-        return flops_per_sample(self.run)
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields.

@@ -13,7 +13,6 @@ from pbe_model.vae import AutoencoderKL
 from training.config import RunConfig
 from training.data import BoxDataset, collate, keyed_rng
 from training.loss import FirstStageLoss
-from training.plan import flops_per_sample
 
 NOISE = 3  # stream of `keyed_rng`, after those of training.data
 
@@ -41,10 +40,6 @@ class FirstStage:
         vae = AutoencoderKL(self.model_config.vae)
         initialise(vae)
         self.module = FirstStageLoss(vae, config.loss.kl_weight).to(device)
-
-    def flops_per_sample(self) -> float:
-        """Operations of a training step for one sample, as `training.plan` counts them."""
-        return flops_per_sample(self.run)
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields; noise is keyed by sample."""

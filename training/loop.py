@@ -27,7 +27,9 @@ from training import state
 from training.config import RunConfig, changed_settings
 from training.data import StatelessBatchSampler, data_loader
 from training.ema import EMA, classic, power_function, save_snapshot
+from training.hardware import peak_flops
 from training.optim import build_optimizer, learning_rate, restore
+from training.plan import flops_per_sample
 from training.runlog import BINS, RunLog, Window
 from training.signals import stop_signals
 
@@ -45,7 +47,6 @@ class Stage(Protocol):
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]: ...
     def validate(self) -> dict[str, float]: ...
     def pictures(self) -> tuple[Tensor, int]: ...
-    def flops_per_sample(self) -> float: ...
 
 
 def train(config: RunConfig) -> nn.Module:
@@ -104,7 +105,7 @@ class _Run:
         self.notice = self._resume(optimizer)
         # Never the loader or the schedule: accelerate would advance them once per process.
         self.module, self.optimizer = accelerator.prepare(stage.module, optimizer)
-        self.peak_flops = _peak_flops(accelerator, config)
+        self.peak_flops = peak_flops(accelerator.device, config.precision)
 
     @property
     def main(self) -> bool:
@@ -296,7 +297,7 @@ class _Run:
         if peak := _peak_memory(self.accelerator.device):
             figures["peak_memory_gb"] = peak / 1e9
         if self.peak_flops:
-            rate = self.stage.flops_per_sample() * speed / self.accelerator.num_processes
+            rate = flops_per_sample(self.config) * speed / self.accelerator.num_processes
             figures["mfu"] = rate / self.peak_flops
         return figures
 
@@ -431,12 +432,6 @@ def _peak_memory(device: torch.device) -> int:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def _peak_flops(accelerator: Accelerator, config: RunConfig) -> float | None:
-    from training.plan import peak_flops
-
-    return peak_flops(accelerator.device, config.precision)
 
 
 def _stage(config: RunConfig, device: torch.device) -> Stage:

@@ -18,7 +18,6 @@ from pbe_model.config import CONFIGS, PBEConfig
 from training.config import DataConfig, LossConfig, OptimConfig, RunConfig, to_toml
 from training.counting import ENCODING, StepCount, count_flops, count_step
 from training.hardware import KINDS
-from training.hardware import peak_flops as peak_flops  # beside what it is compared with
 from training.optim import build_optimizer
 
 GIB = 2**30

@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from pbe_model.files import replacing
+
 BINS = 10
 """Ranges of timesteps whose losses are told apart."""
 
@@ -198,9 +200,8 @@ def _take_back(path: Path, start: int) -> None:
         with suppress(ValueError, KeyError):
             if json.loads(line)["step"] <= start:
                 kept.append(line + "\n")
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text("".join(kept), encoding="utf-8")
 
 
 def image_grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
