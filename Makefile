@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 	$(BIN)/pbe demo --out demo_out
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

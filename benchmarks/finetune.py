@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 
 from training import cli
-from training.composite import Composer, Pair
-from training.demo_set import CATALOGUE, to_image
-from training.sources import load, read_catalogue
+from training.demo.composite import Composer, Pair
+from training.demo.make import CATALOGUE, to_image
+from training.demo.sources import load, read_catalogue
 
 OBJECTS, PHOTOS = 10, 30
 PHOTO_SIDE, PAIR_SIDE = 256, 128

@@ -20,7 +20,7 @@ from pbe_model.commandline import (
     run,
     usable_device,
 )
-from training.prepare_command import add_prepare
+from training.prepare.command import add_prepare
 
 DRY_RUN = "--dry-run"
 

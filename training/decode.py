@@ -15,6 +15,7 @@ import simplejpeg
 from PIL import ExifTags, Image
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+EXIF_WITHIN = 2**16  # bytes from the start: EXIF's segment is a file's first, or follows JFIF's
 
 
 def decode_photo(data: bytes) -> np.ndarray:
@@ -32,7 +33,7 @@ def decode_photo(data: bytes) -> np.ndarray:
     if data.startswith(JPEG_START):
         # Decoders fill what is missing from a JPEG with grey. The end marker may be followed by a
         # maker's trailer, and an embedded thumbnail has one of its own near the start.
-        if JPEG_END not in data[len(data) // 2 :]:
+        if data.rfind(JPEG_END, len(data) // 2) < 0:
             raise OSError("truncated JPEG")
         if not _may_be_turned(data):
             try:
@@ -47,7 +48,7 @@ def decode_photo(data: bytes) -> np.ndarray:
 
 def _may_be_turned(jpeg: bytes) -> bool:
     """Whether EXIF asks for a turn or a flip, which OpenCV does on the way."""
-    if b"Exif\0\0" not in jpeg:
+    if jpeg.find(b"Exif\0\0", 0, EXIF_WITHIN) < 0:
         return False
     try:
         with Image.open(io.BytesIO(jpeg)) as header:

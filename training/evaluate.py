@@ -38,7 +38,7 @@ SHUFFLED = 3.0
 """Similarity of the control with shuffled exemplars."""
 CANDIDATES = 8
 MARGIN = 0.1
-"""Of the object's box, that exemplars show around it (`training.composite.Pair`)."""
+"""Of the object's box, that exemplars show around it (`training.demo.composite.Pair`)."""
 
 TRUTH = "the photo itself"
 

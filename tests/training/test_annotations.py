@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from training.annotations import (
+from training.prepare.annotations import (
     CLIPPED,
     Annotated,
     BoxFilter,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from training import sources
-from training.composite import Composer, Picture, alpha_box, paste, scale_to_area, turn
-from training.demo_set import CATALOGUE, prepare_demo
-from training.sources import (
+from training.demo import sources
+from training.demo.composite import Composer, Picture, alpha_box, paste, scale_to_area, turn
+from training.demo.make import CATALOGUE, prepare_demo
+from training.demo.sources import (
     Source,
     prepare_sources,
     read_catalogue,

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import training.prepare
-from training.annotations import BoxFilter, open_reader
+import training.prepare.collection
 from training.cli import main
 from training.decode import decode_photo
 from training.headers import photo_size
 from training.index import BoxIndex
-from training.pieces import Piece
-from training.prepare_command import byte_size
-from training.sample_sheet import SAMPLES, TILE, draw_sample
+from training.prepare.annotations import BoxFilter, open_reader
+from training.prepare.command import byte_size
+from training.prepare.pieces import Piece
+from training.prepare.sample_sheet import SAMPLES, TILE, draw_sample
+from training.prepare.workers import process_map
 from training.shards import PhotoFiles
-from training.workers import process_map
 
 COUNT = 20
 SIZE = (48, 32)
@@ -57,7 +57,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.prepare, "CHUNK", 3)
+    monkeypatch.setattr(training.prepare.collection, "CHUNK", 3)
 
 
 def words(collection: Path, out: Path, *more: str) -> list[str]:
@@ -125,7 +125,7 @@ def test_the_bytes_do_not_depend_on_processes(collection: Path, tmp_path: Path) 
 
 
 KILLED = """
-import sys, time, training.prepare as p
+import sys, time, training.prepare.collection as p
 p.CHUNK = 3
 finish, left = p.finish, [4]
 def slow(*arguments):
@@ -157,9 +157,9 @@ def test_killed_and_resumed_to_the_same_bytes(
     assert len(list(out.rglob("00*.json"))) == 4 and not (out / "train").exists()
 
     examined = []
-    check = training.prepare._check
+    check = training.prepare.collection._check
     monkeypatch.setattr(
-        training.prepare, "_check", lambda *a: (examined.append(a[0].name), check(*a))[1]
+        training.prepare.collection, "_check", lambda *a: (examined.append(a[0].name), check(*a))[1]
     )
     assert main(arguments) == 0
     assert len(examined) == COUNT - 4 * 3
@@ -169,10 +169,10 @@ def test_killed_and_resumed_to_the_same_bytes(
 
 def test_pieces_of_other_annotations_are_done_again(collection: Path, tmp_path: Path) -> None:
     reader = open_reader("boxes", collection, collection / "boxes.jsonl")
-    job = training.prepare._Job(reader, BoxFilter(), False, tmp_path)
+    job = training.prepare.collection._Job(reader, BoxFilter(), False, tmp_path)
     entries = list(reader.entries())
-    path, _ = training.prepare._examine(job, (0, entries[:2]))
-    again, _ = training.prepare._examine(job, (0, entries[2:5]))
+    path, _ = training.prepare.collection._examine(job, (0, entries[:2]))
+    again, _ = training.prepare.collection._examine(job, (0, entries[2:5]))
     assert path == again and len(Piece.load(path).photos) == 3
 
 
@@ -362,7 +362,7 @@ def test_process_map_keeps_the_order_and_reads_ahead_a_little() -> None:
 
 ORPHANS = """
 import os, time
-from training.workers import process_map
+from training.prepare.workers import process_map
 def work(number):
     print(os.getpid(), flush=True)
     time.sleep(60)

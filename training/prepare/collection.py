@@ -1,10 +1,10 @@
 """Any annotated photo collection as box indexes to train on: `pbe-train prepare FORMAT`.
 
-A reader of `training.annotations` says what there is, in chunks of a fixed number of photos. Worker
-processes check the photos of a chunk, bring its boxes to pixels, filter them, and leave the result
-as a file. Killed at any moment, the same command goes on with the chunks that are missing. When all
-are there they are split by photo and written as indexes (`training.index`), in the order of the
-reader: neither the number of processes nor an interruption changes a byte.
+A reader (`annotations`) says what there is, in chunks of a fixed number of photos. Worker processes
+check the photos of a chunk, bring its boxes to pixels, filter them, and leave the result as a file.
+Killed at any moment, the same command goes on with the chunks that are missing. When all are there
+they are split by photo and written as indexes (`training.index`), in the order of the reader:
+neither the number of processes nor an interruption changes a byte.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from typing import Any
 from tqdm import tqdm
 
 from pbe_model.files import replacing
-from training.annotations import CLIPPED, Annotated, BoxFilter, Reader, Unusable
-from training.census import Census, table
 from training.decode import decode_photo
 from training.headers import photo_size
 from training.index import LARGEST, BoxIndex, IndexWriter, PhotoBoxes
-from training.packing import FOLDER as SHARDS
-from training.packing import Packing, pack, packed_photos, shard_names
-from training.pieces import Piece, finish
-from training.sample_sheet import write_sample_sheet
-from training.workers import process_map
+from training.prepare.annotations import CLIPPED, Annotated, BoxFilter, Reader, Unusable
+from training.prepare.census import Census, table
+from training.prepare.packing import FOLDER as SHARDS
+from training.prepare.packing import Packing, pack, packed_photos, shard_names
+from training.prepare.pieces import Piece, finish
+from training.prepare.sample_sheet import write_sample_sheet
+from training.prepare.workers import process_map
 
 CHUNK = 256
 """Photos in a piece of work, which is what an interruption can lose."""

@@ -96,7 +96,7 @@ def byte_size(text: str) -> int:
 
 
 def _prepare_demo(args: argparse.Namespace) -> int:
-    from training.demo_set import prepare_demo
+    from training.demo.make import prepare_demo
 
     prepare_demo(
         args.out,
@@ -112,9 +112,9 @@ def _prepare_demo(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from training.annotations import FLAGS, BoxFilter, open_reader
-    from training.packing import Packing
-    from training.prepare import prepare
+    from training.prepare.annotations import FLAGS, BoxFilter, open_reader
+    from training.prepare.collection import prepare
+    from training.prepare.packing import Packing
 
     if unknown := sorted(set(args.drop or ()) - set(FLAGS)):
         raise ValueError(f"--drop {unknown[0]} is no flag; choose from {', '.join(FLAGS)}")

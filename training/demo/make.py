@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pbe_model.files import replacing
+from training.prepare.workers import process_map
 
 from .composite import Box, Composer, Picture
 from .sources import (
@@ -31,9 +32,8 @@ from .sources import (
     save_once,
     unpack_packages,
 )
-from .workers import process_map
 
-CATALOGUE = Path(__file__).parent / "demo"
+CATALOGUE = Path(__file__).parent
 
 
 def prepare_demo(

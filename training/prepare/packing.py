@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from training.decode import decode_photo
 from training.index import PhotoBoxes
-from training.pieces import Piece, finish
+from training.prepare.pieces import Piece, finish
 from training.shards import ShardWriter
 
 FOLDER = "shards"

@@ -1,0 +1,1 @@
+"""`pbe-train prepare`: photo collections as the box indexes that `training.data` reads."""
