@@ -13,14 +13,12 @@ from pbe_model import PaintByExample, edit
 from training.evaluate import (
     CANDIDATES,
     Painter,
-    descriptor,
     draw_candidates,
     evaluate_demo,
     format_table,
     load_pairs,
-    outline_step,
-    wilson,
 )
+from training.measures import descriptor, outline_step, wilson
 
 
 @pytest.fixture(scope="module")
