@@ -6,7 +6,9 @@ Then a plain descriptor of the painted box, no learned network, has to tell the 
 seven of other groups. Three rows say how to read the score: similarity 0 (the exemplar is not
 seen), shuffled exemplars (another group's is painted), and the photo as it is, the most that the
 descriptor can score. Beside it stand how like the exemplar the box is (in the shuffled row: the one
-that is painted), and how large the step across its outline.
+that is painted), how near to what the photo really shows there, and how large the step across its
+outline. The first two rise also with what is copied of the exemplar's background, the third does
+not.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from pbe_model.plan import plan_region
 from pbe_model.region import Region, crop, stitch
 from pbe_model.samplers import sample
 from training.data import keyed_rng
-from training.measures import cosine, descriptor, outline_step, wilson
+from training.measures import cosine, descriptor, outline_step, psnr, wilson
 
 INDEX = "val/pairs.jsonl"
 SIMILARITIES = (0.0, 1.0, 3.0, 5.0)
@@ -78,6 +80,8 @@ class Row:
         hits: Pairs whose own exemplar was nearest of all candidates.
         pairs: Pairs scored.
         likeness: Mean cosine between the descriptors of what is in the box and of the exemplar.
+        psnr: Mean of the boxes' peak signal-to-noise ratios in dB against the photo as it is, which
+            shows the exemplar's object in almost the same pose; `None` for that photo itself.
         seam: Mean step across the box's outline, over that of the photo as it is: 1 is as good as
             nature, more can be seen.
         outside: Largest difference from the photo outside the blend zones; any but 0 is a defect.
@@ -87,6 +91,7 @@ class Row:
     hits: int
     pairs: int
     likeness: float
+    psnr: float | None
     seam: float
     outside: float
 
@@ -123,7 +128,7 @@ class Evaluation:
         """The figures, without the pictures."""
         rows = [
             {"name": r.name, "hits": r.hits, "pairs": r.pairs, "top1": r.top1,
-             "interval_95": r.interval, "likeness": r.likeness, "seam": r.seam,
+             "interval_95": r.interval, "likeness": r.likeness, "psnr": r.psnr, "seam": r.seam,
              "outside": r.outside}
             for r in self.rows
         ]  # fmt: skip
@@ -137,6 +142,7 @@ class _Score:
 
     hits: int = 0
     likeness: float = 0.0
+    psnr: float = 0.0
     step: float = 0.0
     outside: float = 0.0
 
@@ -180,11 +186,14 @@ def evaluate_demo(
     scores: dict[str, _Score] = {}
 
     def score(name: str, number: int, picture: Tensor, given: int, outside: float = 0.0) -> None:
-        pair, painted = found[number], descriptor(_boxed(picture, found[number].box))
+        pair = found[number]
+        box, truth = _boxed(picture, pair.box), _boxed(pair.photo, pair.box)
+        painted = descriptor(box)
         candidates = np.stack([descriptors[i] for i in draws[number][0]])
         so_far = scores.setdefault(name, _Score())
         so_far.hits += int(np.square(candidates - painted).sum(1).argmin()) == 0
         so_far.likeness += cosine(painted, descriptors[given]) / pairs
+        so_far.psnr += psnr(box, truth) / pairs
         so_far.step += outline_step(picture, pair.box) / pairs
         so_far.outside = max(so_far.outside, outside)
 
@@ -214,6 +223,7 @@ def evaluate_demo(
             hits=score.hits,
             pairs=pairs,
             likeness=score.likeness,
+            psnr=None if name == TRUTH else score.psnr,
             seam=score.step / scores[TRUTH].step,
             outside=score.outside,
         )
@@ -363,12 +373,13 @@ def format_table(evaluation: Evaluation) -> str:
     lines = [
         f"Top-1 retrieval of the exemplar among {CANDIDATES}, {rows[0].pairs} held-out pairs, "
         f"{evaluation.steps} steps of {evaluation.sampler} (chance {1 / CANDIDATES:.1%})",
-        f"{'painted':<{width}}  top-1   95 % interval    likeness  seam  error outside",
+        f"{'painted':<{width}}  top-1   95 % interval    likeness   psnr  seam  error outside",
     ]
     for row in rows:
         low, high = row.interval
+        error = f"{row.psnr:5.2f}" if row.psnr is not None else "    -"
         lines.append(
             f"{row.name:<{width}}  {row.top1:5.1%}   {low:5.1%} to {high:5.1%}   "
-            f"{row.likeness:8.3f}  {row.seam:4.2f}  {row.outside:g}"
+            f"{row.likeness:8.3f}  {error}  {row.seam:4.2f}  {row.outside:g}"
         )
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import torch
@@ -77,6 +79,12 @@ def outline_step(picture: Tensor, box: Box) -> float:
     steps = [picture[y, x0:x1] - picture[y - 1, x0:x1] for y in rows]
     steps += [picture[y0:y1, x] - picture[y0:y1, x - 1] for x in columns]
     return torch.cat(steps).abs().mean().item() if steps else 0.0
+
+
+def psnr(picture: Tensor, truth: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of two pictures in [0, 1], infinite where they are equal."""
+    error = (picture - truth).square().mean().item()
+    return -10 * math.log10(error) if error else math.inf
 
 
 def cosine(one: np.ndarray, two: np.ndarray) -> float:

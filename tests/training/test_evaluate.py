@@ -18,7 +18,7 @@ from training.evaluate import (
     format_table,
     load_pairs,
 )
-from training.measures import descriptor, outline_step, wilson
+from training.measures import descriptor, outline_step, psnr, wilson
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def test_rows_of_a_model_that_has_learnt_nothing(pairs: Path, model: PaintByExam
     assert all(row.hits <= 6 for row in found.rows[:-1])
     assert found.rows[-1].seam == 1 and found.rows[-1].likeness > 0.9
     assert all(row.likeness < found.rows[-1].likeness for row in found.rows[:-1])
+    assert found.rows[-1].psnr is None and all(0 < (row.psnr or 0) < 40 for row in found.rows[:-1])
     figures = json.loads(found.to_json())
     assert figures["rows"][-1]["top1"] == 1 and figures["chance"] == 0.125
     table = format_table(found)
@@ -53,6 +54,12 @@ def test_the_step_across_an_outline() -> None:
     assert outline_step(picture, (0, 0, 12, 10)) == 0
     picture[0, :] = 1.0  # a box at the upper border: three sides count, 5 + 4 + 4 pixels
     assert outline_step(picture, (3, 0, 8, 2)) == pytest.approx(0.5 * 5 / (5 + 2 + 2))
+
+
+def test_peak_signal_to_noise_ratio() -> None:
+    picture = torch.full((4, 5, 3), 0.5)
+    assert psnr(picture, picture + 0.1) == pytest.approx(20, abs=1e-4)
+    assert psnr(picture, picture) == float("inf")
 
 
 def test_painting_together_is_painting_alone(pairs: Path, model: PaintByExample) -> None:
