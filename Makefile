@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/ready
 	$(BIN)/pbe demo --out demo_out
 
+# Threads that wait leave the cores to the other processes.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
