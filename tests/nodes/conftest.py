@@ -1,4 +1,4 @@
-"""The session's one ComfyUI, started when the first test asks for it."""
+"""One ComfyUI for all tests of a process, started when the first asks for it."""
 
 from collections.abc import Iterator
 from pathlib import Path
