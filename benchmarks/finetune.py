@@ -1,4 +1,4 @@
-"""What ten minutes of fine-tuning on 30 of one's own photos do to edits with those objects.
+"""What a few minutes of fine-tuning on 30 of one's own photos do to edits with those objects.
 
 The objects are cut-outs that the bundled model was never trained on, ten of ten groups, each pasted
 into three photos: the photos are prepared and trained on as a user's would be, by the commands of
@@ -9,7 +9,7 @@ from seven others (`training.evaluate`).
     pbe-train prepare demo --out data/demo --count 1        # cut-outs and backgrounds
     python -m benchmarks.finetune --data data/demo --out runs/finetune-benchmark
 
-Two cores: ten minutes of training, and two minutes for each of the two evaluations.
+Two cores: 10 to 12 minutes of training, and two to four minutes for each of the two evaluations.
 """
 
 from __future__ import annotations
