@@ -198,15 +198,19 @@ def evaluate_demo(
         so_far.outside = max(so_far.outside, outside)
 
     own, shuffled = list(range(pairs)), [other for _, other in draws]
-    plan = [(f"similarity {s:g}", s, own) for s in SIMILARITIES]
-    plan.append((f"shuffled, similarity {SHUFFLED:g}", SHUFFLED, shuffled))
+    plan = [(f"similarity {s:g}", s, False) for s in SIMILARITIES]
+    plan.append((f"shuffled, similarity {SHUFFLED:g}", SHUFFLED, True))
     shown = [_given(pair) for pair in found[:_SHOWN]]
     with tqdm(total=pairs * len(plan), desc="evaluate", unit="edit", dynamic_ncols=True) as bar:
         for first in range(0, pairs, batch):
             numbers = range(first, min(first + batch, pairs))
             painter = Painter(model, [found[i] for i in numbers], seed + first)
-            for name, similarity, given in plan:
-                context = painter.encode([found[given[i]].exemplar for i in numbers])
+            contexts = [
+                painter.encode([found[given[i]].exemplar for i in numbers])
+                for given in (own, shuffled)
+            ]
+            for name, similarity, is_shuffled in plan:
+                given, context = (own, shuffled)[is_shuffled], contexts[is_shuffled]
                 results = painter.paint(context, similarity, steps=steps, sampler=sampler)
                 for i, result, region in zip(numbers, results, painter.regions, strict=True):
                     kept = (region.photo_blend_mask == 0)[..., None]
