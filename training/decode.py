@@ -15,7 +15,7 @@ import simplejpeg
 from PIL import ExifTags, Image
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-EXIF_WITHIN = 2**16  # bytes from the start: EXIF's segment is a file's first, or follows JFIF's
+_FILL, _SCAN = 0xFF, 0xDA
 
 
 def decode_photo(data: bytes) -> np.ndarray:
@@ -48,10 +48,21 @@ def decode_photo(data: bytes) -> np.ndarray:
 
 def _may_be_turned(jpeg: bytes) -> bool:
     """Whether EXIF asks for a turn or a flip, which OpenCV does on the way."""
-    if jpeg.find(b"Exif\0\0", 0, EXIF_WITHIN) < 0:
+    if jpeg.find(b"Exif\0\0", 0, _header_length(jpeg)) < 0:
         return False
     try:
         with Image.open(io.BytesIO(jpeg)) as header:
             return header.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except (OSError, SyntaxError, Image.DecompressionBombError):
         return True
+
+
+def _header_length(jpeg: bytes) -> int:
+    """Bytes before the first scan: segments, each a marker and its length."""
+    position = len(JPEG_START)
+    while position + 4 <= len(jpeg) and jpeg[position] == _FILL and jpeg[position + 1] != _SCAN:
+        if jpeg[position + 1] == _FILL:  # markers may have more than one of them
+            position += 1
+        else:
+            position += 2 + int.from_bytes(jpeg[position + 2 : position + 4])
+    return position

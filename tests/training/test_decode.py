@@ -54,6 +54,16 @@ def test_turned_upright(orientation: int) -> None:
     assert np.array_equal(pixels, opencv(data))
 
 
+@pytest.mark.parametrize("before", [b"", b"\xff", b"\xff\xe2\xff\xff" + bytes(65533)])
+def test_turned_wherever_in_the_header_exif_stands(before: bytes) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = encoded(photo(), exif=exif)
+    at = data.index(b"\xff\xe1")
+    data = data[:at] + 2 * before + data[at:]
+    assert decode_photo(data).shape == (87, 53, 3)
+
+
 def test_only_turned_photos_go_through_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "camera"
