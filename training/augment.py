@@ -6,6 +6,8 @@ and 3.4; amounts as in the official `OpenImageDataset`, which uses albumentation
 * `augment_exemplar` distorts the crop of the box, so that it cannot simply be pasted back.
 * `training_geometry` draws a random hole around the box and a random square that holds it.
 
+`recolour_photo`, which the paper does not have, comes before both.
+
 Pixel amounts in the configurations are those of the official sizes (exemplars of 224 pixels, photos
 of about 1024 x 768); they are scaled to the sizes at hand.
 """
@@ -13,15 +15,21 @@ of about 1024 x 768); they are scaled to the sizes at hand.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 from pbe_model.mask import Box, bezier_outline, extend_box, polygon_mask
 
 OFFICIAL_EXEMPLAR_SIDE = 224
 OFFICIAL_PHOTO_SIDE = 1024
 """Longer side of the paper's training photos (OpenImages)."""
+
+# Checked where configurations are read.
+Share = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +49,13 @@ class ExemplarAugment:
             when exemplars are much smaller than the crops they are made from.
     """
 
-    flip: float = 0.5
-    rotate: float = 0.5
-    rotate_degrees: float = 20.0
-    blur: float = 0.3
-    blur_widths: tuple[int, ...] = (3, 5, 7)
-    affine: float = 0.3
-    affine_pixels: float = 50.0
+    flip: Share = 0.5
+    rotate: Share = 0.5
+    rotate_degrees: Amount = 20.0
+    blur: Share = 0.3
+    blur_widths: Annotated[tuple[int, ...], Field(min_length=1)] = (3, 5, 7)
+    affine: Share = 0.3
+    affine_pixels: Amount = 50.0
     antialias: bool = False
 
 
@@ -70,13 +78,13 @@ class SampleGeometry:
         antialias: Average over the source when shrinking the crop; the paper does not.
     """
 
-    exemplar_padding: float = 10.0
-    extend: float = 0.4
-    bezier: float = 0.5
-    jitter: float = 5.0
-    zoom: float = 0.6
+    exemplar_padding: Amount = 10.0
+    extend: Share = 0.4
+    bezier: Share = 0.5
+    jitter: Amount = 5.0
+    zoom: Share = 0.6
     zoom_fixed: bool = False
-    pixel_scale: float | None = None
+    pixel_scale: Annotated[float, Field(gt=0)] | None = None
     antialias: bool = False
 
     def scale_for(self, photo: np.ndarray) -> float:
@@ -84,6 +92,58 @@ class SampleGeometry:
         if self.pixel_scale is not None:
             return self.pixel_scale
         return max(photo.shape[:2]) / OFFICIAL_PHOTO_SIDE
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoRecolour:
+    """Colours of a photo, its exemplar included, changed at random.
+
+    For collections of a few dozen photos. A model soon knows each of them by its background, and
+    paints what was there whatever the exemplar; where one photo comes in many colours, the exemplar
+    has to be looked at.
+
+    Attributes:
+        probability: Of a change; 0, as in the paper, switches it off.
+        hue_degrees: Largest turn of the hues, either way.
+        saturation: The saturation is multiplied by 1 - `saturation` to 1 + `saturation`.
+        gamma: Values in [0, 1] are raised to a power of 1 / `gamma` to `gamma`.
+    """
+
+    probability: Share = 0.0
+    hue_degrees: Amount = 180.0
+    saturation: Share = 0.4
+    gamma: Annotated[float, Field(ge=1)] = 1.4
+
+
+def recolour_photo(
+    photo: np.ndarray, rng: np.random.Generator, config: PhotoRecolour
+) -> np.ndarray:
+    """Change the colours of a photo `(H, W, 3)` uint8, or leave it as it is."""
+    if rng.random() >= config.probability:
+        return photo
+    degrees = rng.uniform(-config.hue_degrees, config.hue_degrees)
+    saturation = 1 + rng.uniform(-config.saturation, config.saturation)
+    power = config.gamma ** rng.uniform(-1, 1)
+    levels = np.rint((np.arange(256) / 255) ** power * 255).astype(np.uint8)
+    return cv2.LUT(recolour(photo, degrees=degrees, saturation=saturation), levels)
+
+
+def recolour(pixels: np.ndarray, *, degrees: float, saturation: float) -> np.ndarray:
+    """Turn the hues of a picture; its lightness stays.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        degrees: By which hues turn.
+        saturation: Factor on the saturation, at least 0.
+
+    Returns:
+        Like `pixels`.
+    """
+    hls = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2HLS)
+    hls[..., 0] = (hls[..., 0] + degrees) % 360
+    hls[..., 2] = np.minimum(hls[..., 2] * saturation, 1)
+    colours = cv2.cvtColor(hls, cv2.COLOR_HLS2RGB)
+    return np.rint(colours * 255).clip(0, 255).astype(np.uint8)
 
 
 def resize_square(image: np.ndarray, side: int, antialias: bool = False) -> np.ndarray:

@@ -18,7 +18,7 @@ import tyro
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pbe_model.checkpoint import BUNDLED
-from training.augment import ExemplarAugment, SampleGeometry
+from training.augment import ExemplarAugment, PhotoRecolour, SampleGeometry
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,7 +29,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, revalidate_instances="always")
 
 
 class DataConfig(_Strict):
@@ -47,6 +47,8 @@ class DataConfig(_Strict):
     """Distortions of the exemplar; a probability of 0 switches one off."""
     geometry: SampleGeometry = SampleGeometry()
     """Hole and crop."""
+    recolour: PhotoRecolour = PhotoRecolour()
+    """Changes of the photos' colours, for collections of a few dozen; off by default."""
     geometry_variants: int | None = Field(default=None, ge=1)
     """Different crops and masks of an object. A number makes a latent bank possible, computed
     once; none draws fresh ones for every sample, as the paper does."""

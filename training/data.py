@@ -24,9 +24,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pbe_model.mask import Box
 from training.augment import (
     ExemplarAugment,
+    PhotoRecolour,
     SampleGeometry,
     augment_exemplar,
     exemplar_crop,
+    recolour_photo,
     training_geometry,
 )
 from training.decode import decode_photo
@@ -38,8 +40,8 @@ log = logging.getLogger(__name__)
 
 ORDER, GEOMETRY, EXEMPLAR = range(3)
 """Streams of `keyed_rng`: independent randomness under the same seed and number."""
-CHOICE = 16
-"""Stream that picks a photo's box; those between belong to the stages of training."""
+CHOICE, COLOURS = 16, 17
+"""Streams that pick a photo's box, and colours; those between belong to the stages of training."""
 
 _PATIENCE = 100
 """Photos in a row that may be unreadable: more is no damage but a missing disk or a wrong path."""
@@ -109,10 +111,11 @@ class BoxDataset(Dataset[dict[str, Any]]):
             of its boxes drawn at random, as in the paper.
         exemplar: Distortions of the exemplar.
         geometry: Shapes of holes and crops.
+        recolour: Changes of a photo's colours.
         geometry_variants: `None` draws a new hole and crop for every sample, as the paper does.
             `K` draws only K for each item and takes them in turn, epoch by epoch, so that their
             latents can be computed once: a bank of N * K rows, see `cache_key`. (Of a photo, each
-            may show another box.) Exemplars are always drawn anew.
+            may show another box; each has its colours.) Exemplars are always drawn anew.
         with_image: Without it samples hold no image and mask, for training from such a bank.
         shuffle: Without it every epoch goes through the items in the order of the index.
         report: Text file that unreadable photos are added to, by all processes of a run.
@@ -134,6 +137,7 @@ class BoxDataset(Dataset[dict[str, Any]]):
         sample: Literal["box", "photo"] = "box",
         exemplar: ExemplarAugment | None = None,
         geometry: SampleGeometry | None = None,
+        recolour: PhotoRecolour | None = None,
         geometry_variants: int | None = None,
         with_image: bool = True,
         shuffle: bool = True,
@@ -153,6 +157,7 @@ class BoxDataset(Dataset[dict[str, Any]]):
         self.by_photo = sample == "photo"
         self.exemplar = exemplar or ExemplarAugment()
         self.geometry = geometry or SampleGeometry()
+        self.recolour = recolour or PhotoRecolour()
         self.geometry_variants = geometry_variants
         self.with_image = with_image
         self.shuffle = shuffle
@@ -242,11 +247,13 @@ class BoxDataset(Dataset[dict[str, Any]]):
         for skipped in range(patience):
             try:
                 pixels = self._decode(photo)
-                return pixels, _clip(self.index.box(box), pixels), skipped
+                area = _clip(self.index.box(box), pixels)
             except OSError as error:
                 reason = error.strerror or str(error)
                 if self.unreadable.note(photo.path, reason):
                     log.warning("skipping %s: %s; the next takes its place", photo.path, reason)
+            else:
+                return self._recoloured(pixels, key), area, skipped
             number = (number + 1) % self.index.num_photos
             photo = self.index.photo(number)
             box = self._pick(photo, key) if self.by_photo else photo.boxes[0]
@@ -254,6 +261,11 @@ class BoxDataset(Dataset[dict[str, Any]]):
             f"{patience} photos in a row cannot be read, such as '{photo.path}'; check that "
             "data.root is the folder that the index was made for"
         )
+
+    def _recoloured(self, pixels: np.ndarray, key: int) -> np.ndarray:
+        if not self.recolour.probability:  # the usual case saves making a generator
+            return pixels
+        return recolour_photo(pixels, keyed_rng(self.seed, key, COLOURS), self.recolour)
 
     def _pick(self, photo: Photo, key: int) -> int:
         return photo.boxes[int(keyed_rng(self.seed, key, CHOICE).integers(len(photo.boxes)))]

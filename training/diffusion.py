@@ -59,6 +59,7 @@ class Diffusion:
             data.root,
             data.index,
             sample=data.sample,
+            recolour=data.recolour,
             geometry_variants=variants,
             with_image=variants is None,
             **shared,

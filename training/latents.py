@@ -89,6 +89,7 @@ class LatentBank:
         data = self.dataset
         digest.update(repr((self.encoder.vae.config, data.seed, data.resolution)).encode())
         digest.update(repr((data.geometry, data.geometry_variants, data.by_photo)).encode())
+        digest.update(repr(data.recolour).encode())
         digest.update(data.index.digest.encode())
         return digest.hexdigest()[:16]
 

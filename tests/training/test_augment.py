@@ -14,9 +14,12 @@ import torch
 from pbe_model.mask import Box, box_mask
 from training.augment import (
     ExemplarAugment,
+    PhotoRecolour,
     SampleGeometry,
     augment_exemplar,
     exemplar_crop,
+    recolour,
+    recolour_photo,
     resize_square,
     square_crop,
     training_geometry,
@@ -128,6 +131,49 @@ def test_small_exemplars_are_distorted_in_proportion(part: str) -> None:
         small = augment_exemplar(crop, 56, rng(number), config)
         difference = np.abs(resize_square(large, 56).astype(float) - small)
         assert difference.mean() < 6
+
+
+# ---- colours -----------------------------------------------------------------------------------
+
+
+def colourful() -> np.ndarray:
+    return rng(3).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+
+
+def test_recolouring_by_nothing_is_the_identity() -> None:
+    photo = colourful()
+    same = recolour(photo, degrees=360, saturation=1)
+    assert np.abs(same.astype(int) - photo).max() <= 1
+
+
+def test_recolour_turns_hues_and_keeps_lightness() -> None:
+    red = np.full((1, 1, 3), (200, 40, 40), np.uint8)
+    assert recolour(red, degrees=120, saturation=1).ravel().tolist() == [40, 200, 40]
+    assert recolour(red, degrees=-120, saturation=1).ravel().tolist() == [40, 40, 200]
+    assert recolour(red, degrees=0, saturation=0).ravel().tolist() == [120, 120, 120]
+
+
+def test_recolour_photo_changes_its_share_within_its_bounds() -> None:
+    photo = np.full((2, 2, 3), (200, 40, 40), np.uint8)
+    config = PhotoRecolour(probability=0.25, hue_degrees=60, saturation=0.5, gamma=1)
+    made = [recolour_photo(photo, rng(number), config) for number in range(400)]
+    changed = [picture[0, 0].astype(int) for picture in made if picture is not photo]
+    assert 70 <= len(changed) <= 130  # within 3.5 standard deviations
+    spread = np.array([colour.max() - colour.min() for colour in changed])
+    assert spread.min() >= 79 and spread.max() <= 241  # 160 times 0.5 to 1.5
+    assert all(colour[0] >= colour.max() - 1 for colour in changed)  # 60 degrees: red stays most
+    greens, blues = np.array(changed)[:, 1:].T
+    assert (greens > blues).any() and (blues > greens).any()
+
+
+def test_gamma_spares_black_and_white() -> None:
+    photo = np.array([[[0, 0, 0], [255, 255, 255], [100, 100, 100]]], np.uint8)
+    config = PhotoRecolour(probability=1)
+    greys = [recolour_photo(photo, rng(number), config)[0] for number in range(50)]
+    assert all(g[0].tolist() == [0, 0, 0] and g[1].tolist() == [255, 255, 255] for g in greys)
+    middle = [int(g[2, 0]) for g in greys]
+    # 255 * (100 / 255) ** 1.4 and ** (1 / 1.4)
+    assert 69 <= min(middle) < 80 and 120 < max(middle) <= 131
 
 
 # ---- geometry ----------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ def test_defaults_are_the_papers() -> None:
     assert config.ema.decay == 0 and config.ema.lengths == () and config.lora.rank == 0
     assert config.optim.lr == 1e-5 and config.optim.warmup_steps == 10_000
     assert config.optim.weight_decay == 0.01 and config.data.geometry_variants is None
+    assert config.data.recolour.probability == 0
 
 
 def test_overrides_win_over_the_file(tmp_path: Path) -> None:
@@ -84,6 +85,8 @@ def test_changed_settings_are_those_that_change_what_is_trained() -> None:
         ("[optim]\nlearning_rate = 1", "unknown entry 'optim.learning_rate'"),
         ("[data.exemplar]\nflop = 1", "unknown entry .*; did you mean 'data.exemplar.flip'"),
         ("[data.exemplar]\nflip = 'x'", "data.exemplar.flip = 'x' is wrong"),
+        ("[data.exemplar]\nflip = 2", "data.exemplar.flip = 2 is wrong"),
+        ("[data.recolour]\ngamma = 0.5", "data.recolour.gamma = 0.5 is wrong"),
         ("[loss]\nzero_terminal_snr = true", "loss.zero_terminal_snr needs loss.prediction = 'v'"),
         ("stage = 'first_stage'\nlora.rank = 4", "lora.rank is for the diffusion stage"),
         ("steps = 0", "steps = 0 is wrong"),
@@ -109,3 +112,13 @@ def test_unknown_override_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -
         load_config("demo", ["--stepz", "9"])
     assert stop.value.code == 2
     assert "--stepz" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("name", ["steps", "data.exemplar.flip", "data.recolour.probability"])
+def test_override_out_of_range_ends_with_code_2(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        load_config("demo", [f"--{name}", "-1"])
+    assert stop.value.code == 2
+    assert name.split(".")[-1] in "".join(capsys.readouterr())

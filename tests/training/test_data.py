@@ -15,8 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from training.augment import augment_exemplar, exemplar_crop
+from training.augment import (
+    ExemplarAugment,
+    PhotoRecolour,
+    augment_exemplar,
+    exemplar_crop,
+    recolour_photo,
+)
 from training.data import (
+    COLOURS,
     EXEMPLAR,
     BoxDataset,
     StatelessBatchSampler,
@@ -110,6 +117,25 @@ def test_streams_seeds_and_numbers_are_independent() -> None:
 def test_negative_seed_is_refused(root: Path) -> None:
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         dataset(root, seed=-1)
+
+
+def test_photo_and_exemplar_are_recoloured_alike(root: Path) -> None:
+    recolour = PhotoRecolour(probability=0.5)
+    plain = ExemplarAugment(flip=0, rotate=0, blur=0, affine=0)
+    data = dataset(root, recolour=recolour, exemplar=plain, geometry_variants=2)
+    changes = 0
+    for number in range(4 * COUNT):
+        sample, key = data[number], data.cache_key(number)
+        item = data.item_of(number)
+        photo = decode_photo((root / f"train/images/{item:05d}.png").read_bytes())
+        expected = recolour_photo(photo, keyed_rng(0, key, COLOURS), recolour)
+        changes += not np.array_equal(expected, photo)
+        crop = exemplar_crop(expected, data.index.box(item), data.geometry)
+        exemplar = augment_exemplar(crop, 24, keyed_rng(0, number, EXEMPLAR), plain)
+        assert np.array_equal(sample["exemplar"], exemplar)
+        assert (sample["image"][sample["hole_mask"] == 0] == expected[0, 0]).all()
+        assert np.array_equal(sample["image"], data.geometry_sample(key)[0])
+    assert 0 < changes < 4 * COUNT
 
 
 # ---- order and batches -------------------------------------------------------------------------

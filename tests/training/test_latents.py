@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pbe_model.vae import AutoencoderKL
+from training.augment import PhotoRecolour
 from training.data import BoxDataset, collate
 from training.latents import LatentBank, LatentEncoder
 
@@ -102,4 +103,12 @@ def test_another_first_stage_or_other_data_get_another_bank(
     LatentBank(tmp_path, banked(photos), encoder(other))
     seeded = BoxDataset(photos, resolution=16, exemplar_size=16, geometry_variants=2, seed=1)
     LatentBank(tmp_path, seeded, encoder(vae))
-    assert len(list(tmp_path.glob("*.bin"))) == 3
+    coloured = BoxDataset(
+        photos,
+        resolution=16,
+        exemplar_size=16,
+        geometry_variants=2,
+        recolour=PhotoRecolour(probability=0.5),
+    )
+    LatentBank(tmp_path, coloured, encoder(vae))
+    assert len(list(tmp_path.glob("*.bin"))) == 4

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from training.augment import recolour
+
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels; x1 and y1 are outside."""
 
@@ -22,7 +24,7 @@ MAX_ENLARGE = 1.6  # some cut-outs are 50 pixels: larger would only teach blur
 OPAQUE = 0.25  # a pixel belongs to the object from this alpha on
 BOX_AREA = (0.045, 0.58)  # share of the picture, before rounding; slivers may fall below
 PAIR_SHARE = 0.1  # of the training composites hold two objects
-RECOLOUR_SHARE = 0.5  # of the objects in them have their hues turned
+RECOLOUR_SHARE = 0.5  # of the objects in them, so that a few hundred do not mean as many colours
 TRAIN, VAL = 0, 1  # streams of the generator
 
 
@@ -92,24 +94,6 @@ def turn(rgba: np.ndarray, *, degrees: float, flip: bool, gain: float) -> np.nda
     return patch[y0:y1, x0:x1]
 
 
-def recolour(rgba: np.ndarray, *, degrees: float, saturation: float) -> np.ndarray:
-    """Turn the hues of a cut-out, so that a few hundred objects do not mean a few hundred colours.
-
-    Args:
-        rgba: (H, W, 4) uint8.
-        degrees: by which hues turn.
-        saturation: factor on the saturation.
-
-    Returns:
-        Like `rgba`; its alpha and lightness stay.
-    """
-    hls = cv2.cvtColor(np.ascontiguousarray(rgba[..., :3], np.float32) / 255, cv2.COLOR_RGB2HLS)
-    hls[..., 0] = (hls[..., 0] + degrees) % 360
-    hls[..., 2] = np.minimum(hls[..., 2] * saturation, 1)
-    colours = np.rint(cv2.cvtColor(hls, cv2.COLOR_HLS2RGB) * 255).clip(0, 255).astype(np.uint8)
-    return np.concatenate([colours, rgba[..., 3:]], axis=-1)
-
-
 def scale_to_area(patch: np.ndarray, area: float, limit: tuple[int, int]) -> np.ndarray:
     """Resize a premultiplied patch to about `area` pixels, at most `limit` (width, height)."""
     height, width = patch.shape[:2]
@@ -153,8 +137,9 @@ class Composer:
             cutout = _pick(rng, self.cutouts)
             if rng.random() < RECOLOUR_SHARE:
                 degrees, saturation = rng.uniform(0, 360), rng.uniform(0.6, 1.4)
-                pixels = recolour(cutout.pixels, degrees=degrees, saturation=saturation)
-                cutout = replace(cutout, pixels=pixels)
+                rgb, alpha = cutout.pixels[..., :3], cutout.pixels[..., 3:]
+                rgb = recolour(rgb, degrees=degrees, saturation=saturation)
+                cutout = replace(cutout, pixels=np.concatenate([rgb, alpha], axis=-1))
             flip = bool(rng.random() < 0.5)
             objects.append((cutout, self._place(rng, photo, cutout, slot, flip=flip)))
         return Composite(photo=photo, objects=objects)
