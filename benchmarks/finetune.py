@@ -9,7 +9,7 @@ from seven others (`training.evaluate`).
     pbe-train prepare demo --out data/demo --count 1        # cut-outs and backgrounds
     python -m benchmarks.finetune --data data/demo --out runs/finetune-benchmark
 
-Two cores: 10 to 12 minutes of training, and two to four minutes for each of the two evaluations.
+Two cores: 8 minutes of training, and three minutes for each of the two evaluations.
 """
 
 from __future__ import annotations
