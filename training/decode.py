@@ -64,5 +64,5 @@ def _header_length(jpeg: bytes) -> int:
         if jpeg[position + 1] == _FILL:  # markers may have more than one of them
             position += 1
         else:
-            position += 2 + int.from_bytes(jpeg[position + 2 : position + 4])
+            position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
     return position

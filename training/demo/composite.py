@@ -24,7 +24,7 @@ MAX_ENLARGE = 1.6  # some cut-outs are 50 pixels: larger would only teach blur
 OPAQUE = 0.25  # a pixel belongs to the object from this alpha on
 BOX_AREA = (0.045, 0.58)  # share of the picture, before rounding; slivers may fall below
 PAIR_SHARE = 0.1  # of the training composites hold two objects
-RECOLOUR_SHARE = 0.5  # of the objects in them, so that a few hundred do not mean as many colours
+RECOLOUR_SHARE = 0.5  # of the objects in them: a few hundred shall not mean as few colours
 TRAIN, VAL = 0, 1  # streams of the generator
 
 
