@@ -7,11 +7,13 @@ turns. First they are held to each other: shapes, ranges, polarity of masks, and
 of six quantities (two-sample Kolmogorov-Smirnov at 1e-3).
 
     make peers
-    python -m benchmarks.data_pipeline [--rounds 15] [--samples 16]
+    python -m benchmarks.data_pipeline [--rounds 15] [--samples 16] [--max-side 768]
 
 A round is so many samples of each. The table shows medians over the rounds, and of the ratio the
 quartiles. Theirs are float tensors, normalised and masked; ours stay uint8 until they are on the
-device, so a line shows them converted as well. On two busy cores it takes several minutes.
+device, so a line shows them converted as well. `--max-side` adds ours from the same photos as
+`pbe-train prepare boxes --shards --max-side` stores them, nearer to what 512 pixels need. On two
+busy cores it takes several minutes.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ from benchmarks.official_dataset import CLIP_MEAN, CLIP_STD, FOLDERS, OfficialDa
 from training.augment import SampleGeometry, augment_exemplar, exemplar_crop, training_geometry
 from training.data import BoxDataset, collate
 from training.decode import decode_photo
+from training.prepare.annotations import BoxFilter, open_reader
+from training.prepare.collection import prepare
+from training.prepare.packing import Packing
 
 SIZES = [(1024, 768), (1600, 1200)]
 PHOTOS = 32
@@ -49,6 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of a training sample.")
     parser.add_argument("--rounds", type=int, default=15, help="of each size [%(default)s]")
     parser.add_argument("--samples", type=int, default=16, help="in a round [%(default)s]")
+    parser.add_argument(
+        "--max-side", type=int, nargs="*", default=[768], help="of photos in shards [768]"
+    )
     parser.add_argument("--checked", type=int, default=128, help="compared first [%(default)s]")
     args = parser.parse_args()
     cv2.setNumThreads(0)
@@ -58,23 +66,25 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             mean_kb = write_tree(Path(folder), *size)
             theirs = OfficialDataset(Path(folder), image_size=RESOLUTION)
-            ours = BoxDataset(
-                folder,
-                "boxes.jsonl",
-                resolution=RESOLUTION,
-                exemplar_size=EXEMPLAR,
-                sample="photo",
-                geometry=SampleGeometry(pixel_scale=1.0),  # as in the paper, also in large photos
-            )
             print(f"{size[0]} x {size[1]}, files of {mean_kb:.0f} kB on average")
-            check(theirs, ours, args.checked)
+            datasets = {"ours": dataset(folder, "boxes.jsonl", pixel_scale=1.0)}
+            for side in args.max_side:
+                shards = prepare_shards(Path(folder), side)
+                datasets[f"ours, of {side} pixels"] = dataset(
+                    shards, "train", pixel_scale=side / max(size)
+                )
             jobs: dict[str, Callable[[int], Any]] = {
                 "official": lambda i, data=theirs: data[i % PHOTOS],
-                "ours": lambda i, data=ours: data[i],
-                "ours, as floats": lambda i, data=ours: as_official(data[i]),
             }
+            for name, ours in datasets.items():
+                print(f"  official, {name}:")
+                check(theirs, ours, args.checked)
+                jobs[name] = lambda i, data=ours: data[i]
+                jobs[f"{name}, floats"] = lambda i, data=ours: as_official(data[i])
             report(interleaved(jobs, args.rounds, args.samples))
-            report_stages(ours, 4 * args.samples)
+            for name, ours in datasets.items():
+                report_stages(name, ours, 4 * args.samples)
+            print()
 
 
 def write_tree(root: Path, width: int, height: int) -> float:
@@ -102,6 +112,27 @@ def write_tree(root: Path, width: int, height: int) -> float:
         lines.append(json.dumps({**entry, "size": [width, height]}) + "\n")
     (root / "boxes.jsonl").write_text("".join(lines))
     return statistics.mean(sizes)
+
+
+def dataset(root: str | Path, index: str, *, pixel_scale: float) -> BoxDataset:
+    """Ours, with the pixel amounts of the paper: also in large photos, scaled in shrunk ones."""
+    return BoxDataset(
+        root,
+        index,
+        resolution=RESOLUTION,
+        exemplar_size=EXEMPLAR,
+        sample="photo",
+        geometry=SampleGeometry(pixel_scale=pixel_scale),
+    )
+
+
+def prepare_shards(tree: Path, max_side: int) -> Path:
+    """What `pbe-train prepare boxes --shards --max-side` makes of the tree: its folder."""
+    out = tree / f"shards-{max_side}"
+    reader = open_reader("boxes", tree, tree / "boxes.jsonl")
+    box_filter = BoxFilter(min_area=0.0, max_area=1.0)
+    prepare(reader, out, box_filter=box_filter, val=0, packing=Packing(max_side=max_side))
+    return out
 
 
 def bundled_scenes() -> Path:
@@ -204,19 +235,19 @@ def interleaved(
 def report(times: dict[str, list[tuple[float, float]]]) -> None:
     """Print medians, and how many times faster than the first job."""
     first = next(iter(times))
-    print(f"  {'ms a sample':20}{'wall':>8}{'process':>9}   times faster (process, quartiles)")
+    print(f"  {'ms a sample':28}{'wall':>8}{'process':>9}   times faster (process, quartiles)")
     for name, rounds in times.items():
         wall, processor = (statistics.median(column) for column in zip(*rounds, strict=True))
         pairs = zip(times[first], rounds, strict=True)
         ratios = [peer[1] / own[1] for peer, own in pairs]
         low, middle, high = np.percentile(ratios, [25, 50, 75])
-        print(f"  {name:20}{wall:8.1f}{processor:9.1f}   {middle:.1f} ({low:.1f} to {high:.1f})")
+        print(f"  {name:28}{wall:8.1f}{processor:9.1f}   {middle:.1f} ({low:.1f} to {high:.1f})")
 
 
-def report_stages(ours: BoxDataset, samples: int) -> None:
+def report_stages(name: str, ours: BoxDataset, samples: int) -> None:
     """Print where our time goes."""
-    names = ("reading", "decoding", "exemplar", "hole and crop")
-    spent: dict[str, list[float]] = {name: [] for name in names}
+    stages = ("reading", "decoding", "exemplar", "hole and crop")
+    spent: dict[str, list[float]] = {stage: [] for stage in stages}
     rng = np.random.default_rng(0)
     for number in range(samples):
         photo = ours.index.photo(number % PHOTOS)
@@ -231,10 +262,10 @@ def report_stages(ours: BoxDataset, samples: int) -> None:
         marks.append(time.process_time())
         training_geometry(pixels, box, RESOLUTION, rng, ours.geometry)
         marks.append(time.process_time())
-        for name, seconds in zip(names, np.diff(marks).tolist(), strict=True):
-            spent[name].append(1000 * seconds)
-    stages = (f"{name} {statistics.median(values):.2f}" for name, values in spent.items())
-    print("  ours by stage, ms: " + ", ".join(stages) + "\n")
+        for stage, seconds in zip(stages, np.diff(marks).tolist(), strict=True):
+            spent[stage].append(1000 * seconds)
+    parts = (f"{stage} {statistics.median(values):.2f}" for stage, values in spent.items())
+    print(f"  {name}, ms: " + ", ".join(parts))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from pbe_model.model import PaintByExample
 from pbe_model.schedule import NoiseSchedule
 from pbe_model.vae import AutoencoderKL
 from training.config import RunConfig
+from training.gradients import SixteenBitGradients, bytes_at_update, have_sixteen_bits
 from training.latents import AT_ONCE
 from training.loss import DiffusionLoss, FirstStageLoss
 
@@ -61,7 +62,8 @@ class StepCount:
             With gradient checkpointing what is computed again counts as backward.
         parameters: Number of parameters: `trained`, and frozen ones by what they belong to.
         weight_bytes: Of all parameters.
-        trained_bytes: Of those that are trained; gradients and averages take the same.
+        trained_bytes: Of those that are trained; an average of them takes the same.
+        update_bytes: Most bytes of gradients while the update is made.
         fixed: int64 `(T,)`, bytes live after each allocation whatever the batch, without weights.
         per_sample: int64 `(T,)`, bytes live after each allocation that every sample adds.
     """
@@ -70,6 +72,7 @@ class StepCount:
     parameters: Mapping[str, int]
     weight_bytes: int
     trained_bytes: int
+    update_bytes: int
     fixed: np.ndarray
     per_sample: np.ndarray
 
@@ -91,13 +94,19 @@ class StepCount:
 
 
 def count_step(
-    config: RunConfig, sizes: PBEConfig, *, checkpointing: bool = False, like_cuda: bool = True
+    config: RunConfig,
+    sizes: PBEConfig,
+    *,
+    processes: int = 1,
+    checkpointing: bool = False,
+    like_cuda: bool = True,
 ) -> StepCount:
     """Count the training step of a run.
 
     Args:
         config: The run. No file that it names is opened.
         sizes: Of the model.
+        processes: That train together.
         checkpointing: With gradient checkpointing of the denoiser, whatever `config` says.
         like_cuda: Follow CUDA's autocast, whose normalisations compute and answer in float32;
             otherwise the CPU's.
@@ -105,12 +114,14 @@ def count_step(
     config = config.model_copy(update={"gradient_checkpointing": checkpointing})
     with _without_contents(config, sizes) as (module, vae):
         trained = [p for p in module.parameters() if p.requires_grad]
-    fixed, per_sample = _count_memory(config, sizes, like_cuda)
+        at_update = bytes_at_update(module, config, processes)
+    fixed, per_sample = _count_memory(config, sizes, processes, like_cuda)
     return StepCount(
         flops=count_flops(config, sizes),
         parameters=_parameters(module, vae),
         weight_bytes=sum(p.nbytes for part in (module, vae) if part for p in part.parameters()),
         trained_bytes=sum(p.nbytes for p in trained),
+        update_bytes=at_update,
         fixed=fixed,
         per_sample=per_sample,
     )
@@ -131,7 +142,7 @@ def count_flops(config: RunConfig, sizes: PBEConfig) -> dict[str, tuple[float, f
 
 
 def _count_memory(
-    config: RunConfig, sizes: PBEConfig, like_cuda: bool
+    config: RunConfig, sizes: PBEConfig, processes: int, like_cuda: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """`fixed` and `per_sample` of `StepCount`.
 
@@ -144,6 +155,8 @@ def _count_memory(
             if config.accumulate > 1 and parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
                 there.append(parameter.grad)
+        if have_sixteen_bits(config, processes):
+            SixteenBitGradients(module, torch.optim.SGD(module.parameters()), torch.bfloat16)
         meter = _Meter(there)
         with _Substitutes(AUTOCAST.get(config.precision), like_cuda), meter:
             with autocast(config.precision):

@@ -27,6 +27,7 @@ from training import state
 from training.config import RunConfig, changed_settings
 from training.data import StatelessBatchSampler, data_loader
 from training.ema import EMA, classic, power_function, save_snapshot
+from training.gradients import SixteenBitGradients, have_sixteen_bits
 from training.hardware import peak_flops
 from training.optim import build_optimizer, learning_rate, restore
 from training.plan import flops_per_sample
@@ -103,6 +104,11 @@ class _Run:
         self.window = Window()
         self.figures: dict[str, float] = {}
         self.notice = self._resume(optimizer)
+        self.halved = (
+            SixteenBitGradients(stage.module, optimizer, torch.bfloat16)
+            if have_sixteen_bits(config, accelerator.num_processes)
+            else None
+        )
         # Never the loader or the schedule: accelerate would advance them once per process.
         self.module, self.optimizer = accelerator.prepare(stage.module, optimizer)
         self.peak_flops = peak_flops(accelerator.device, config.precision)
@@ -231,7 +237,8 @@ class _Run:
                 bins[1].index_add_(0, place, torch.ones_like(losses, dtype=torch.float32))
             for name, value in values.items():
                 totals[name] = totals.get(name, 0) + value.detach() / parts
-        norm = accelerator.clip_grad_norm_(self.trained, self.config.optim.clip)
+        limit, halved = self.config.optim.clip, self.halved
+        norm = halved.clip(limit) if halved else accelerator.clip_grad_norm_(self.trained, limit)
         assert norm is not None
         # One exchange for all: figures, losses by timestep, photos skipped, and whether to stop.
         rest = torch.tensor([skipped, bool(self.caught)], device=accelerator.device)
@@ -244,11 +251,11 @@ class _Run:
         figures["grad_norm"] = float(norm)
         good = self._is_good(figures)
         if good or accelerator.scaler:  # the scaler leaves bad steps out itself
-            self.optimizer.step()
+            (halved or self.optimizer).step()
         if good:
             sums = numbers[len(totals) : -2]
             self.window.add(figures, (sums[:BINS], sums[BINS:]))
-        self.optimizer.zero_grad(set_to_none=True)
+        (halved or self.optimizer).zero_grad()
         self.skipped += int(numbers[-2])
         return numbers[-1] > 0
 

@@ -81,13 +81,13 @@ class Plan:
     def memory(self, batch: int, *, checkpointing: bool) -> float:
         """Most bytes that a process uses with micro-batches of `batch` samples."""
         count = self.checkpointed if checkpointing else self.plain
-        return sum(self.resident().values()) + max(count.peak(batch), count.trained_bytes)
+        return sum(self.resident().values()) + max(count.peak(batch), count.update_bytes)
 
     def largest_batch(self, gib: float, *, checkpointing: bool) -> int:
         """The largest micro-batch for a card of so many GiB; 0 where there is none."""
         count = self.checkpointed if checkpointing else self.plain
         room = (gib - RESERVED) * (1 - FRAGMENTED) * GIB - sum(self.resident().values())
-        return count.largest_batch(room) if count.trained_bytes <= room else 0
+        return count.largest_batch(room) if count.update_bytes <= room else 0
 
     @property
     def samples(self) -> int:
@@ -253,7 +253,7 @@ def make_plan(
         )
     states = optimizer_bytes(config.optim)
     sizes = model_sizes(config)
-    plain = count_step(config, sizes)
+    plain = count_step(config, sizes, processes=gpus)
     encoding = sum(sum(plain.flops.get(part, ())) for part in ENCODING)
     return Plan(
         config=config,
@@ -263,7 +263,7 @@ def make_plan(
         price=price,
         kinds=kinds,
         plain=plain,
-        checkpointed=count_step(config, sizes, checkpointing=True),
+        checkpointed=count_step(config, sizes, processes=gpus, checkpointing=True),
         encoding=encoding,
         optimizer_bytes=states,
     )

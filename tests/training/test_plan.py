@@ -23,6 +23,7 @@ from training.counting import (
     empty_batch,
     loss_modules,
 )
+from training.gradients import SixteenBitGradients, have_sixteen_bits
 from training.plan import Plan, describe, flops_per_sample, optimizer_bytes
 
 from .runs import SMALL
@@ -125,6 +126,7 @@ STEP = StepCount(
     parameters={"trained": 100},
     weight_bytes=500,
     trained_bytes=400,
+    update_bytes=400,
     fixed=np.array([0, 100]),
     per_sample=np.array([30, 10]),
 )
@@ -180,6 +182,8 @@ def test_memory_of_a_real_step(precision: str, fresh: bool, tolerance: float) ->
     run, batch = (config if fresh else bank)(precision=precision), 8
     foreseen = count_step(run, SMALL, like_cuda=False).peak(batch)
     module, vae = loss_modules(run, SMALL, NoiseSchedule.linear(SMALL.schedule))
+    if have_sixteen_bits(run, processes=1):
+        SixteenBitGradients(module, torch.optim.SGD(module.parameters()), torch.bfloat16)
     with torch.profiler.profile(profile_memory=True) as profile:
         values = empty_batch(run, SMALL, vae, batch)
         values = {name: torch.zeros_like(value) for name, value in values.items()}
