@@ -7,13 +7,13 @@ turns. First they are held to each other: shapes, ranges, polarity of masks, and
 of six quantities (two-sample Kolmogorov-Smirnov at 1e-3).
 
     make peers
-    python -m benchmarks.data_pipeline [--rounds 15] [--samples 16] [--max-side 768]
+    python -m benchmarks.data_pipeline [--rounds 15] [--samples 16] [--shrunk 0.75]
 
 A round is so many samples of each. The table shows medians over the rounds, and of the ratio the
 quartiles. Theirs are float tensors, normalised and masked; ours stay uint8 until they are on the
-device, so a line shows them converted as well. `--max-side` adds ours from the same photos as
-`pbe-train prepare boxes --shards --max-side` stores them, nearer to what 512 pixels need. On two
-busy cores it takes several minutes.
+device, so a line shows them converted as well. Ours is also measured on the same photos as
+`pbe-train prepare boxes --shards --max-side` stores them, `--shrunk` to a share of their sides:
+nearer to what 512 pixels need. On two busy cores it takes several minutes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="of each size [%(default)s]")
     parser.add_argument("--samples", type=int, default=16, help="in a round [%(default)s]")
     parser.add_argument(
-        "--max-side", type=int, nargs="*", default=[768], help="of photos in shards [768]"
+        "--shrunk", type=float, default=0.75, help="side of photos in shards [%(default)s]"
     )
     parser.add_argument("--checked", type=int, default=128, help="compared first [%(default)s]")
     args = parser.parse_args()
@@ -67,12 +67,12 @@ def main() -> None:
             mean_kb = write_tree(Path(folder), *size)
             theirs = OfficialDataset(Path(folder), image_size=RESOLUTION)
             print(f"{size[0]} x {size[1]}, files of {mean_kb:.0f} kB on average")
-            datasets = {"ours": dataset(folder, "boxes.jsonl", pixel_scale=1.0)}
-            for side in args.max_side:
-                shards = prepare_shards(Path(folder), side)
-                datasets[f"ours, of {side} pixels"] = dataset(
-                    shards, "train", pixel_scale=side / max(size)
-                )
+            max_side = round(args.shrunk * max(size))
+            shards = prepare_shards(Path(folder), max_side)
+            datasets = {
+                "ours": dataset(folder, "boxes.jsonl", pixel_scale=1.0),
+                f"ours, of {max_side} pixels": dataset(shards, "train", pixel_scale=args.shrunk),
+            }
             jobs: dict[str, Callable[[int], Any]] = {
                 "official": lambda i, data=theirs: data[i % PHOTOS],
             }
