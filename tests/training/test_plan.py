@@ -12,7 +12,7 @@ import torch
 
 from pbe_model.config import CONFIGS
 from pbe_model.schedule import NoiseSchedule
-from training import hardware
+from training import gradients, hardware
 from training.cli import main
 from training.config import OptimConfig, RunConfig, load_config
 from training.counting import (
@@ -196,6 +196,17 @@ def test_memory_of_a_real_step(precision: str, fresh: bool, tolerance: float) ->
         e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()) if e.name() == "[memory]"
     ]
     assert foreseen == pytest.approx(np.cumsum(sizes).max(), rel=tolerance)
+
+
+def test_gradients_of_16_bits_where_they_are_no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "AT_ONCE", 0)
+    run = bank(precision="bf16")
+    alone, together = (count_step(run, SMALL, processes=n) for n in (1, 2))
+    assert together.update_bytes == together.trained_bytes
+    assert alone.update_bytes == pytest.approx(0.5 * alone.trained_bytes, rel=0.05)
+    # What the backward pass leaves are the gradients.
+    for count in (alone, together):
+        assert count.fixed[-1] == pytest.approx(count.update_bytes, rel=0.05)
 
 
 @pytest.mark.slow
