@@ -26,8 +26,13 @@ def _other_precision() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_other_precision")
-@pytest.mark.parametrize("stage", ["first_stage", "diffusion"])
-@pytest.mark.parametrize("optimizer", ["torch.optim.AdamW", "schedulefree.AdamWScheduleFree"])
+@pytest.mark.parametrize(
+    ("stage", "optimizer"),
+    [
+        ("first_stage", "schedulefree.AdamWScheduleFree"),
+        ("diffusion", "torch.optim.AdamW"),
+    ],
+)
 def test_a_run_is_that_of_the_widened_gradients(
     photos: Path,
     tmp_path: Path,
@@ -48,11 +53,11 @@ def test_a_run_is_that_of_the_widened_gradients(
 
     monkeypatch.setattr(gradients, "AT_ONCE", 1)
     monkeypatch.setattr(loop, "SixteenBitGradients", Watched)
-    narrow = run_config(photos, tmp_path / "narrow", init, steps=3, **options)
+    narrow = run_config(photos, tmp_path / "narrow", init, steps=2, **options)
     train(narrow)
-    assert used == [{torch.bfloat16}] * 3
+    assert used == [{torch.bfloat16}] * 2
     monkeypatch.setattr(loop, "SixteenBitGradients", lambda *_: None)
-    wide = run_config(photos, tmp_path / "wide", init, steps=3, **options)
+    wide = run_config(photos, tmp_path / "wide", init, steps=2, **options)
     train(wide)
     assert logged(narrow.out) == logged(wide.out)
     assert all(entry["grad_norm"] > 0.05 for entry in logged(wide.out))
