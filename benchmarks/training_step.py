@@ -117,7 +117,7 @@ def measured(args: argparse.Namespace) -> dict[str, float]:
     owner: Any = module
     if precision == "bf16" and args.case == "ours":
         unused = torch.optim.SGD(module.parameters())
-        owner = SixteenBitGradients(module, unused, torch.bfloat16)
+        owner = SixteenBitGradients(module, unused)
 
     def step(side: int) -> None:
         owner.zero_grad()

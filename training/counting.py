@@ -156,7 +156,7 @@ def _count_memory(
                 parameter.grad = torch.empty_like(parameter)
                 there.append(parameter.grad)
         if have_sixteen_bits(config, processes):
-            SixteenBitGradients(module, torch.optim.SGD(module.parameters()), torch.bfloat16)
+            SixteenBitGradients(module, torch.optim.SGD(module.parameters()))
         meter = _Meter(there)
         with _Substitutes(AUTOCAST.get(config.precision), like_cuda), meter:
             with autocast(config.precision):

@@ -1,8 +1,9 @@
 """Gradients between the backward pass and the update, in the bits that they have.
 
-Under autocast the gradient of a layer's weight is computed in 16 bits, and only then widened to the
-weight's float32. Kept in the 16 bits until the update it is the same number in half of the memory.
-A sum over micro-batches or processes has more bits, so this is for updates of one backward pass.
+Under bf16 autocast the gradient of a layer's weight is computed in 16 bits, and only then widened
+to the weight's float32. Kept in the 16 bits until the update it is the same number in half of the
+memory. A sum over micro-batches or processes has more bits, so this is for updates of one backward
+pass.
 """
 
 from __future__ import annotations
@@ -59,14 +60,10 @@ class SixteenBitGradients:
         module: Float32 weights, those of its layers each used once in a forward pass.
         optimizer: Of what is trained of them. One that `takes_parts` makes its step for a part of
             the weights at a time.
-        dtype: That of autocast.
     """
 
-    def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._dtype = dtype
         self._trained = [p for p in module.parameters() if p.requires_grad]
         self._kept: dict[nn.Parameter, Tensor] = {}
         self._factor = torch.ones(())
@@ -76,7 +73,7 @@ class SixteenBitGradients:
     def _keep(self, weight: Tensor) -> None:
         assert isinstance(weight, nn.Parameter) and weight.grad is not None
         assert weight not in self._kept, "gradients of an earlier backward pass are still here"
-        self._kept[weight] = weight.grad.to(self._dtype)
+        self._kept[weight] = weight.grad.bfloat16()
         weight.grad = None
 
     def clip(self, largest: float) -> Tensor:

@@ -105,7 +105,7 @@ class _Run:
         self.figures: dict[str, float] = {}
         self.notice = self._resume(optimizer)
         self.halved = (
-            SixteenBitGradients(stage.module, optimizer, torch.bfloat16)
+            SixteenBitGradients(stage.module, optimizer)
             if have_sixteen_bits(config, accelerator.num_processes)
             else None
         )

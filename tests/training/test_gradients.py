@@ -82,7 +82,7 @@ def test_sums_keep_their_bits(
 def test_what_is_kept_between_backward_pass_and_update() -> None:
     module = nn.Sequential(nn.Linear(64, 256), nn.LayerNorm(256), nn.Linear(256, 64))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    kept = SixteenBitGradients(module, optimizer, torch.bfloat16)
+    kept = SixteenBitGradients(module, optimizer)
 
     def backward() -> None:
         with torch.autocast("cpu", torch.bfloat16):

@@ -183,7 +183,7 @@ def test_memory_of_a_real_step(precision: str, fresh: bool, tolerance: float) ->
     foreseen = count_step(run, SMALL, like_cuda=False).peak(batch)
     module, vae = loss_modules(run, SMALL, NoiseSchedule.linear(SMALL.schedule))
     if have_sixteen_bits(run, processes=1):
-        SixteenBitGradients(module, torch.optim.SGD(module.parameters()), torch.bfloat16)
+        SixteenBitGradients(module, torch.optim.SGD(module.parameters()))
     with torch.profiler.profile(profile_memory=True) as profile:
         values = empty_batch(run, SMALL, vae, batch)
         values = {name: torch.zeros_like(value) for name, value in values.items()}
