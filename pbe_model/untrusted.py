@@ -1,0 +1,121 @@
+"""Reading what comes from anywhere: a budget before the work, and nothing printed raw.
+
+A file may claim anything, hold anything and be anything (a pipe, a device, a page of HTML). What
+is read whole is a regular file of bounded size, text is parsed to a bounded depth, and what an
+error or a report repeats of a file is escaped and short.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_LONGEST = 200
+_ELLIPSIS = " ..."
+
+
+def printable(text: object) -> str:
+    """Text in which whatever is not printable stands as an escape, line ends too.
+
+    So a terminal takes no commands from a file, and a message stays one line.
+    """
+    return "".join(c if c.isprintable() else _escape(c) for c in str(text))
+
+
+def shown(value: object, limit: int = _LONGEST) -> str:
+    """A value from a file as a message repeats it: printable, and no longer than `limit`."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
+    text = printable(text[: limit + 1])
+    return text if len(text) <= limit else text[: limit - len(_ELLIPSIS)] + _ELLIPSIS
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        path: Of the file; links are followed.
+        limit: Bytes that it may have.
+
+    Raises:
+        ValueError: Not a regular file (a pipe would block, a device never end), or too large.
+        OSError: Not there, or not readable.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ValueError(f"it has {size:,} bytes, and {limit:,} are the most")
+        return file.read(limit)
+
+
+def open_regular(path: str | os.PathLike[str]) -> Any:
+    """Open a regular file for reading bytes.
+
+    Raises:
+        ValueError: It is a folder, a pipe, a socket or a device.
+        OSError: Not there, or not readable.
+    """
+    # A pipe without a writer would block already while it is opened.
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def parse_json(
+    text: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """JSON from a file of any origin.
+
+    Args:
+        text: To parse.
+        hook: `object_pairs_hook` of `json.loads`.
+
+    Raises:
+        ValueError: Not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=hook)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path, limit: int, remedy: str) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Args:
+        path: Of the file.
+        limit: Bytes that it may have.
+        remedy: What the error tells the user to do.
+
+    Raises:
+        ValueError: Not readable, too large, not JSON, or not an object.
+    """
+    try:
+        values = parse_json(read_bytes(path, limit))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not readable as JSON ({first_line(error)}); {remedy}"
+        ) from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object; {remedy}")
+    return values
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one printable line; its type where it says nothing."""
+    message = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return shown(message.splitlines()[0] if message.strip() else type(error).__name__)
