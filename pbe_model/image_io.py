@@ -2,7 +2,8 @@
 
 What varies between files is settled here, so that nothing else has to know of it: EXIF rotation,
 grey, palette, CMYK and 16-bit pictures, transparency, and the ways in which people store a mask.
-Colour profiles are ignored, and of an animation the first frame is read.
+Colour profiles are ignored, and of an animation the first frame is read. A picture may come from
+anywhere: only the formats of `FORMATS` are tried, and its size is bounded before it is decoded.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from .files import replacing
 from .mask import resize_mask
+from .untrusted import first_line, open_regular, printable
 
 SUFFIXES: dict[str, str] = {
     ".png": "PNG",
@@ -34,14 +37,23 @@ SUFFIXES: dict[str, str] = {
 }
 """Suffixes that `write_image` knows, and Pillow's names of the formats."""
 
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
+"""Pillow's names of the formats that are read. Of the others some (PostScript) start programs."""
+
+MAX_PIXELS = 2**26
+"""Of a picture whatever its file; as float32 so many take 0.8 GB."""
+
+_PIXELS_PER_BYTE = 128  # in the largest files; photos have about ten, bombs a thousand
+
 _SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 _NOTE = "pbe"  # keyword of the text chunk
 _WHITE = 0.9
-# What Pillow's decoders were seen to raise on damaged files.
-_DECODER_ERRORS = (
+_TILE_SIDES = (322, 323)  # tags of a TIFF
+DECODER_ERRORS = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, RuntimeError, LookupError,
-    ArithmeticError, struct.error, zlib.error,
+    ArithmeticError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
+"""What Pillow's decoders were seen to raise on damaged files."""
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
@@ -162,9 +174,9 @@ def write_image(path: str | os.PathLike[str], image: Tensor, *, note: str | None
 def read_note(path: str | os.PathLike[str]) -> str | None:
     """The text that `write_image` stored with a PNG, or None where there is none."""
     try:
-        with Image.open(path) as picture:
+        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as picture:
             return picture.info.get(_NOTE)
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         return None
 
 
@@ -175,55 +187,91 @@ def _read(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor | None]:
         scale = 1 if picture.mode == "F" else 65535
         grey = torch.from_numpy(np.asarray(picture, np.float32) / scale)
         return grey.nan_to_num(0).clamp(0, 1)[..., None].expand(-1, -1, 3).contiguous(), None
-    if picture.has_transparency_data:
-        channels = _to_tensor(picture.convert("RGBA"))
-        alpha = channels[..., 3]
-        return channels[..., :3].contiguous(), None if (alpha == 1).all() else alpha.contiguous()
-    return _to_tensor(picture.convert("RGB")), None
+    transparent = picture.has_transparency_data
+    mode = "RGBA" if transparent else "RGB"
+    if picture.mode != mode:
+        picture = picture.convert(mode)
+    pixels = torch.from_numpy(np.array(picture))
+    picture.close()  # large pictures would be in memory twice
+    if not transparent or (pixels[..., 3] == 255).all():
+        return _to_float(pixels[..., :3]), None
+    return _to_float(pixels[..., :3]), _to_float(pixels[..., 3])
 
 
 def _open(path: str | os.PathLike[str]) -> Image.Image:
     """Decoded and turned upright."""
-    file = Path(path)
-    if file.is_dir():
-        raise ValueError(f"cannot read {path}: it is a folder; give a picture file")
+    name = printable(path)
+    if os.path.isdir(path):
+        raise ValueError(f"cannot read {name}: it is a folder; give a picture file")
     try:
         with warnings.catch_warnings():
-            # Pillow warns from 89 megapixels on; its error, at twice that, is limit enough.
+            # Pillow warns from 89 megapixels on; `open_picture` has limits of its own.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as picture:
+            with open_regular(path) as file, open_picture(file) as picture:
                 picture.load()
-                return ImageOps.exif_transpose(picture)
+                ImageOps.exif_transpose(picture, in_place=True)
+                return picture
     except FileNotFoundError as error:
-        raise ValueError(f"cannot read {path}: there is no such file; check the path") from error
+        raise ValueError(f"cannot read {name}: there is no such file; check the path") from error
     except PermissionError as error:
-        raise ValueError(f"cannot read {path}: permission denied; make it readable") from error
+        raise ValueError(f"cannot read {name}: permission denied; make it readable") from error
     except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ValueError(
-            f"cannot read {path}: it has more than {limit:.0f} megapixels; make it smaller"
+            f"cannot read {name}: it has more than {pixel_limit(os.path.getsize(path)) / 1e6:.0f} "
+            "megapixels, which is the most for a file of its size; make it smaller"
         ) from error
     except UnidentifiedImageError as error:
-        kind = "an empty file" if not file.stat().st_size else "not a picture of a known format"
+        kind = "an empty file" if not os.path.getsize(path) else "not a picture of a known format"
         raise ValueError(
-            f"cannot read {path}: it is {kind}; give a PNG, JPEG or WebP file, for example"
+            f"cannot read {name}: it is {kind}; give a PNG, JPEG or WebP file, for example"
         ) from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise ValueError(
-            f"cannot read {path}: the picture is damaged ({_reason(error)}); "
+            f"cannot read {name}: the picture is damaged ({_reason(error)}); "
             "save or download it again"
         ) from error
 
 
-def _to_tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).float().div_(255)
+def open_picture(file: BinaryIO) -> Image.Image:
+    """A picture of which only the header has been read, and found to be one that may be decoded.
+
+    Args:
+        file: Of any origin; positioned at its start, seekable.
+
+    Raises:
+        PIL.UnidentifiedImageError: Not of one of `FORMATS`.
+        PIL.Image.DecompressionBombError: Too many pixels, in all or in a tile.
+        Exception: One of `DECODER_ERRORS`: the header is damaged.
+    """
+    Image.init()  # registers formats; an older Pillow does not have all of them
+    picture = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    limit = pixel_limit(file.seek(0, os.SEEK_END))
+    sides = [picture.size]
+    if isinstance(picture, TiffImageFile):  # its tiles may be larger than it is
+        width, height = (picture.tag_v2.get(tag, 1) for tag in _TILE_SIDES)
+        sides.append((int(width), int(height)))
+    if any(width * height > limit for width, height in sides):
+        raise Image.DecompressionBombError(f"more than {limit / 1e6:.0f} megapixels")
+    return picture
+
+
+def pixel_limit(size: int) -> int:
+    """How many pixels a file of `size` bytes may have: many only where the file is large as well.
+
+    So a hundred megapixels of a camera are read, and a bomb of a few kilobytes is not.
+    """
+    return min(max(MAX_PIXELS, size * _PIXELS_PER_BYTE), 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS))
+
+
+def _to_float(pixels: Tensor) -> Tensor:
+    return pixels.float().div_(255)
 
 
 def _over_white(colour: Tensor, alpha: Tensor) -> Tensor:
-    return torch.lerp(torch.ones_like(colour), colour, alpha[..., None])
+    white = torch.ones(()).expand_as(colour)
+    return torch.lerp(white, colour, alpha[..., None], out=colour)
 
 
 def _reason(error: Exception) -> str:
     """An error's message without the path, which the sentence around it names already."""
-    message = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return message.splitlines()[0].rstrip(".")
+    return first_line(error).rstrip(".")

@@ -99,14 +99,18 @@ def test_one_pixel(tmp_path):
     assert torch.equal(read_mask(path, (3, 2)), torch.ones(3, 2))
 
 
-def test_large_pictures_up_to_the_limit(tmp_path, monkeypatch):
-    # The real limit is twice 89 megapixels: 10,000 x 10,000 only warns, and must be read.
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
-    fits = save(tmp_path / "a.png", np.zeros((10, 10, 3), np.uint8))
-    assert read_image(fits).shape == (10, 10, 3)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 49)
-    with pytest.raises(ValueError, match=r"a\.png: it has more than 0 megapixels; make it smaller"):
-        read_image(fits)
+def test_large_pictures_are_read_if_their_files_are_large_too(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    monkeypatch.setattr(image_io, "MAX_PIXELS", 60)
+    photo = save(tmp_path / "photo.png", noise)
+    bomb = save(tmp_path / "bomb.png", np.zeros((1000, 1000), np.uint8))
+    assert read_image(photo).shape == (20, 20, 3)
+    assert bomb.stat().st_size * 128 < 1000 * 1000
+    with pytest.raises(ValueError, match=r"bomb\.png: it has more than 0 megapixels, .* smaller"):
+        read_image(bomb)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="megapixels"):
+        read_image(photo)
 
 
 # ---- reading masks --------------------------------------------------------------------------
