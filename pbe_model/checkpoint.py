@@ -32,7 +32,7 @@ from .convert import diffusers_config, from_diffusers
 from .files import Pages, cast, read_safetensors
 from .folder import read_folder
 from .model import PaintByExample
-from .unpickle import load_tensors
+from .torch_file import load_tensors
 
 PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "encoder": ""}
 """Prefix of each part of the model in a checkpoint."""

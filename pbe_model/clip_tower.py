@@ -21,7 +21,7 @@ from .config import ExemplarConfig
 from .files import cast, read_json, read_safetensors
 from .folder import read_part
 from .model import PaintByExample
-from .unpickle import load_tensors
+from .torch_file import load_tensors
 
 PUBLISHED = "openai/clip-vit-large-patch14"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .convert import FOLDERS, SCHEDULER
 from .files import Pages, read_json, read_safetensors, write_safetensors
-from .unpickle import load_tensors
+from .torch_file import load_tensors
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """What a part's file may be called, in the order in which it is looked for."""

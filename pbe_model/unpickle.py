@@ -1,184 +1,395 @@
-"""Reading `.ckpt` files without running their code.
+"""A pickle as data: what its program would build, without anything that it could do.
 
-A torch checkpoint is a pickle, and a pickle may name any function to be called. The official file
-also holds objects of pytorch-lightning, so torch's own `weights_only=True` rejects it. Here every
-name outside a short list becomes an inert stand-in that swallows what is done to it. What a file
-can make of a small disk space, a large memory, is bounded before anything is built.
+A pickle is a program for a machine with a stack. This is such a machine, with the instructions
+that pickles of protocol 2 and newer consist of, and with objects of its own: tensors and their
+storages become descriptions, and whatever else a pickle names becomes a `Stub` that nothing is
+done to. No name is imported and nothing of the file is called. Length, steps and depth are
+bounded, and dictionaries have keys that are hashed at once.
 """
 
 from __future__ import annotations
 
 import pickle
-import pickletools
 import struct
-import tarfile
-import types
-import zipfile
-from collections import OrderedDict
-from pathlib import Path
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
 
-import torch
-import torch._utils
+MAX_LENGTH = 64 * 2**20
+"""Bytes of a program; that of the official checkpoint has half a megabyte."""
+
+MAX_STEPS = 1_000_000
+"""Instructions; the official checkpoint's has 120,000."""
+
+MAX_DEPTH = 100
+"""Levels of dictionaries, lists and tuples inside each other."""
+
+_PROTOCOLS = (2, 3, 4, 5)
+_MAX_NAME = 255  # letters of a module's or a class's name
+_MAX_NAMES = 1_000  # foreign names that are listed
+
+
+class Stub:
+    """Stands in for a class or function that is not run, and for whatever it would have made."""
+
+    __slots__ = ()
+
+
+class Known(Enum):
+    """The classes and functions that mean something here."""
+
+    ORDERED_DICT = auto()
+    SIZE = auto()
+    TENSOR = auto()
+    """Of a storage: offset, size and strides follow."""
+    TYPED_TENSOR = auto()
+    """The same, of an untyped storage."""
+    PARAMETER = auto()
+
+
+@dataclass(frozen=True)
+class DType:
+    """A torch dtype, by its name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class StorageType:
+    """A class of storages; without a dtype its elements are bytes."""
+
+    dtype: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Elements that stand outside of the pickle."""
+
+    key: str
+    dtype: str | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """A tensor as the file describes it; only the types of its entries have been checked."""
+
+    storage: Storage
+    dtype: str
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
 
 _STORAGES = {
-    f"{kind}Storage"
-    for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte",
-                 "Bool")
+    "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Double": "float64",
+    "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8",
+    "Bool": "bool",
 }  # fmt: skip
-_MAX_STEPS = 2_000_000  # of a pickle's program; the official file's has about a tenth
-_MAX_DIRECTORY = 8 * 2**20  # bytes of an archive's directory; the official one's has half a MB
-_END_OF_ZIP = 65_557 + 76  # bytes at the end of an archive that say where its directory is
-
-
-def _empty(*args: Any) -> OrderedDict:
-    """An ordered dictionary as pickles make one, empty first: filled copies could multiply."""
-    return OrderedDict()
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _empty,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    **{("torch", name): getattr(torch, name) for name in _STORAGES},
+_DTYPES = (
+    *_STORAGES.values(), "uint16", "uint32", "uint64",
+    "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
+)  # fmt: skip
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): Known.ORDERED_DICT,
+    ("torch", "Size"): Known.SIZE,
+    ("torch._utils", "_rebuild_tensor_v2"): Known.TENSOR,
+    ("torch._utils", "_rebuild_tensor_v3"): Known.TYPED_TENSOR,
+    ("torch._utils", "_rebuild_parameter"): Known.PARAMETER,
+    ("torch.storage", "UntypedStorage"): StorageType(None),
+    **{("torch", f"{kind}Storage"): StorageType(dtype) for kind, dtype in _STORAGES.items()},
+    **{("torch", dtype): DType(dtype) for dtype in _DTYPES},
 }
 
 
-class Inert:
-    """Stands in for any foreign class or function: constructed, called, filled, to no effect."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-    def __call__(self, *args: Any, **kwargs: Any) -> Inert:
-        return Inert()
-
-    def __setstate__(self, state: Any) -> None: ...
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-    def append(self, value: Any) -> None:
-        """Swallow a list item."""
-
-    def extend(self, values: Any) -> None:
-        """Swallow list items."""
-
-    def add(self, value: Any) -> None:
-        """Swallow a set item."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows no names but the allowed ones; notes the others."""
-
-    foreign: set[str]
-
-    def __init__(self, file: BinaryIO, **kwargs: Any) -> None:
-        super().__init__(file, **kwargs)
-        self._file = file
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = _ALLOWED.get((module, name))
-        if allowed is None:
-            self.foreign.add(f"{module}.{name}"[:200])
-        return allowed or Inert
-
-    def load(self) -> Any:
-        start = self._file.tell()
-        _check_program(self._file)
-        self._file.seek(start)
-        return super().load()
-
-
-def _check_program(file: BinaryIO) -> None:
-    """Refuse a pickle that would run long or fill the memory."""
-    for step, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        # The memo is a table as long as its largest index.
-        memo = argument if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") else 0
-        if max(step, int(memo or 0)) > _MAX_STEPS:
-            raise ValueError(f"its pickle has more than {_MAX_STEPS:,} steps")
-
-
-def _safe_pickle(foreign: set[str]) -> types.ModuleType:
-    """What torch.load expects of a replacement for the pickle module."""
-    module: Any = types.ModuleType("safe_pickle")
-    module.Unpickler = type("Unpickler", (_Unpickler,), {"foreign": foreign})
-    module.load = lambda file, **kwargs: module.Unpickler(file, **kwargs).load()
-    return module
-
-
-def load_tensors(path: Path, foreign: set[str] | None = None) -> dict[str, Any]:
-    """Read the top-level dictionary of a `.ckpt`, foreign objects inert, tensors memory-mapped.
+class Machine:
+    """Runs one pickle.
 
     Args:
-        path: Of the file.
-        foreign: Gets the names of all classes and functions in it that were not let through.
-
-    Raises:
-        ValueError: Not a torch checkpoint, truncated, or without a dictionary at its top.
+        data: That the pickle is in.
+        position: Its first byte; afterwards the first byte behind it.
+        foreign: Gets the names of classes and functions that are not known here.
     """
-    foreign = set() if foreign is None else foreign
-    try:
-        zipped = _is_zip(path)
-        _refuse_other_loaders(path, zipped)
-        loaded = torch.load(
-            path,
-            map_location="cpu",
-            pickle_module=_safe_pickle(foreign),
-            weights_only=False,  # the unpickler above is the stricter guard
-            mmap=zipped,
-        )
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError, ValueError,
-            TypeError, AttributeError, AssertionError, OverflowError, MemoryError, struct.error,
-            UnicodeDecodeError, OSError, RecursionError, zipfile.BadZipFile) as error:  # fmt: skip
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as a torch checkpoint ({reason}); it is damaged, truncated or "
-            "of another kind: download or export it again"
-        ) from error
-    if isinstance(loaded, Inert):
-        raise ValueError(
-            f"{path} holds no dictionary of tensors but an object of foreign code "
-            f"({', '.join(sorted(foreign)[:5])}), which was not run; give a model checkpoint from "
-            "a source that you trust"
-        )
-    if not isinstance(loaded, dict):
-        raise ValueError(
-            f"{path} holds no dictionary of tensors but {type(loaded).__name__}; "
-            "give a model checkpoint"
-        )
-    return loaded
+
+    def __init__(self, data: memoryview, position: int, foreign: set[str]) -> None:
+        self.position = position
+        self.storages: list[Storage] = []
+        """Those that the pickle refers to, in its order."""
+        self._data = data
+        self._end = min(len(data), position + MAX_LENGTH)
+        self._foreign = foreign
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []  # the stack under each mark
+        self._memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        """What the pickle builds.
+
+        Raises:
+            ValueError: It is damaged, too long, or asks for what a table of weights does not need.
+        """
+        try:
+            for _ in range(MAX_STEPS):
+                code = bytes(self._take(1))
+                if code == pickle.STOP:
+                    return self._stack.pop()
+                self._step(code)
+        except (IndexError, KeyError) as error:  # of an empty stack, or of nothing remembered
+            raise ValueError("its pickle is damaged") from error
+        raise ValueError(f"its pickle has more than {MAX_STEPS:,} steps")
+
+    def _step(self, code: bytes) -> None:
+        """Follow one instruction; the most frequent ones come first."""
+        stack, push = self._stack, self._stack.append
+        match code:
+            case pickle.BINPUT | pickle.LONG_BINPUT:
+                self._memo[self._number(_U1 if code == pickle.BINPUT else _U4)] = stack[-1]
+            case pickle.MEMOIZE:
+                self._memo[len(self._memo)] = stack[-1]
+            case pickle.BINGET | pickle.LONG_BINGET:
+                push(self._memo[self._number(_U1 if code == pickle.BINGET else _U4)])
+            case pickle.MARK:
+                self._below.append(stack)
+                self._stack = []
+            # ---- plain values
+            case pickle.BININT1:
+                push(self._number(_U1))
+            case pickle.BININT2:
+                push(self._number(_U2))
+            case pickle.BININT:
+                push(self._number(_I4))
+            case pickle.LONG1:
+                push(int.from_bytes(self._take(self._number(_U1)), "little", signed=True))
+            case pickle.BINFLOAT:
+                push(self._number(_F8))
+            case pickle.BINUNICODE:
+                push(self._text(_U4))
+            case pickle.SHORT_BINUNICODE:
+                push(self._text(_U1))
+            case pickle.BINUNICODE8:
+                push(self._text(_U8))
+            case pickle.NONE:
+                push(None)
+            case pickle.NEWTRUE | pickle.NEWFALSE:
+                push(code == pickle.NEWTRUE)
+            case pickle.SHORT_BINSTRING | pickle.BINSTRING:  # Python 2's
+                push(self._bytes(_U1 if code == pickle.SHORT_BINSTRING else _U4).decode("latin-1"))
+            case pickle.SHORT_BINBYTES:
+                push(self._bytes(_U1))
+            case pickle.BINBYTES:
+                push(self._bytes(_U4))
+            case pickle.BINBYTES8 | pickle.BYTEARRAY8:
+                push(self._bytes(_U8))
+            # ---- containers
+            case pickle.EMPTY_TUPLE:
+                push(())
+            case pickle.TUPLE1 | pickle.TUPLE2 | pickle.TUPLE3:
+                count = _TUPLES[code]
+                items = tuple(self._last(count))
+                del stack[-count:]
+                push(items)
+            case pickle.TUPLE:
+                self._push_below(tuple(stack))
+            case pickle.EMPTY_DICT:
+                push({})
+            case pickle.SETITEM:
+                pair = self._last(2)
+                del stack[-2:]
+                _set_items(stack[-1], pair)
+            case pickle.SETITEMS:
+                _set_items(self._to_mark(), stack)
+            case pickle.DICT:
+                made: dict[Any, Any] = {}
+                _set_items(made, stack)
+                self._push_below(made)
+            case pickle.EMPTY_LIST:
+                push([])
+            case pickle.APPEND:
+                item = stack.pop()
+                _extend(stack[-1], [item])
+            case pickle.APPENDS:
+                _extend(self._to_mark(), stack)
+            case pickle.LIST:
+                self._push_below(stack)
+            case pickle.EMPTY_SET:
+                push(set())
+            case pickle.ADDITEMS:
+                _add(self._to_mark(), stack)
+            case pickle.FROZENSET:
+                self._push_below(frozenset(map(_hashed, stack)))
+            # ---- objects
+            case pickle.GLOBAL:
+                push(self._named(self._line(), self._line()))
+            case pickle.STACK_GLOBAL:
+                name, module = stack.pop(), stack.pop()
+                push(self._named(module, name))
+            case pickle.BINPERSID:
+                self.storages.append(_storage(stack.pop()))
+                push(self.storages[-1])
+            case pickle.REDUCE:
+                arguments, function = stack.pop(), stack.pop()
+                push(_call(function, arguments))
+            case pickle.NEWOBJ | pickle.NEWOBJ_EX:
+                arguments = self._last(1 if code == pickle.NEWOBJ else 2)
+                del stack[-len(arguments) :]
+                push(_object(stack.pop()))
+            case pickle.BUILD:
+                stack.pop()  # the state of an object, and no object here has one
+                if not isinstance(stack[-1], (Stub, dict)):
+                    raise ValueError("its pickle gives a state to something that has none")
+            # ---- the machine itself
+            case pickle.POP if stack:
+                stack.pop()
+            case pickle.POP | pickle.POP_MARK:
+                self._to_mark()
+            case pickle.DUP:
+                push(stack[-1])
+            case pickle.FRAME:
+                self._number(_U8)  # its length, for readers of streams
+            case pickle.PROTO:
+                protocol = self._number(_U1)
+                if protocol not in _PROTOCOLS:
+                    raise ValueError(f"its pickle is of protocol {protocol}")
+            case _:
+                raise ValueError(f"its pickle has the instruction {code!r}, which is not read")
+
+    # ---- bytes of the program -----------------------------------------------------------------
+
+    def _take(self, count: int) -> memoryview:
+        begin, self.position = self.position, self.position + count
+        if self.position > self._end:
+            raise ValueError("its pickle is cut short or too long")
+        return self._data[begin : self.position]
+
+    def _number(self, form: struct.Struct) -> Any:
+        return form.unpack(self._take(form.size))[0]
+
+    def _bytes(self, length: struct.Struct) -> bytes:
+        return bytes(self._take(self._number(length)))
+
+    def _text(self, length: struct.Struct) -> str:
+        return self._bytes(length).decode("utf-8", "surrogatepass")
+
+    def _line(self) -> str:
+        window = self._data[self.position : min(self.position + _MAX_NAME + 1, self._end)]
+        line, newline, _ = bytes(window).partition(b"\n")
+        if not newline:
+            raise ValueError("its pickle is cut short, or has a name that is too long")
+        self.position += len(line) + 1
+        return line.decode()
+
+    # ---- the stack ----------------------------------------------------------------------------
+
+    def _last(self, count: int) -> list[Any]:
+        if len(self._stack) < count:
+            raise IndexError
+        return self._stack[-count:]
+
+    def _to_mark(self) -> Any:
+        """Take away what is above the last mark; what lies under it."""
+        self._stack = self._below.pop()
+        return self._stack[-1] if self._stack else None
+
+    def _push_below(self, value: Any) -> None:
+        """Put a value in the place of the last mark and all that is above it."""
+        self._stack = self._below.pop()
+        self._stack.append(value)
+
+    def _named(self, module: Any, name: Any) -> Any:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("its pickle names a class by something else than text")
+        known = _KNOWN.get((module, name))
+        if known is not None:
+            return known
+        if len(self._foreign) < _MAX_NAMES:
+            self._foreign.add(f"{module[:_MAX_NAME]}.{name[:_MAX_NAME]}")
+        return Stub()
 
 
-def _refuse_other_loaders(path: Path, zipped: bool) -> None:
-    """`torch.load` hands some files on to loaders that go round the unpickler above."""
-    if zipped:
-        _check_archive(path)
-    elif tarfile.is_tarfile(path):  # of torch before 0.2; it would be unpacked to disk
-        raise ValueError("it is a tar archive")
+def _hashed(key: Any) -> Any:
+    """A key of a dictionary, or member of a set, that is hashed and compared at once."""
+    small = isinstance(key, int) and key.bit_length() < 64  # larger ones can be made to collide
+    if small or isinstance(key, (str, Stub, DType, StorageType, Known)):
+        return key
+    raise ValueError(f"its pickle has a {type(key).__name__} as key of a dictionary or in a set")
 
 
-def _check_archive(path: Path) -> None:
-    """torch stores tensors as they are; what is packed may unpack to anything."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        file.seek(max(0, size - _END_OF_ZIP))
-        tail = file.read()
-    end = tail.rfind(b"PK\x05\x06")
-    if end < 0 or end + 22 > len(tail):
-        raise ValueError("its end is missing")
-    (directory,) = struct.unpack_from("<I", tail, end + 12)
-    long_end = tail.rfind(b"PK\x06\x06", 0, end)
-    if directory == 0xFFFFFFFF and long_end >= 0:  # an archive of more than 4 GB
-        (directory,) = struct.unpack_from("<Q", tail, long_end + 40)
-    if directory > _MAX_DIRECTORY:
-        raise ValueError(f"its directory has {directory:,} bytes, {_MAX_DIRECTORY:,} are the most")
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    # The sign by which torch takes an archive for TorchScript, which is a program.
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise ValueError("it is a TorchScript program, not a table of weights")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("it is a compressed archive, and torch does not compress")
-    if sum(entry.file_size for entry in entries) > size:
-        raise ValueError("it claims to unpack to more than it has")
+def _set_items(into: Any, items: list[Any]) -> None:
+    if len(items) % 2:
+        raise IndexError
+    if isinstance(into, dict):
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            into[_hashed(key)] = value
+    elif not isinstance(into, Stub):
+        raise ValueError("its pickle gives keys to something else than a dictionary")
 
 
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+def _extend(into: Any, items: list[Any]) -> None:
+    if isinstance(into, list):
+        into.extend(items)
+    elif not isinstance(into, Stub):
+        raise ValueError("its pickle appends to something else than a list")
+
+
+def _add(into: Any, items: list[Any]) -> None:
+    if isinstance(into, set):
+        into.update(map(_hashed, items))
+    elif not isinstance(into, Stub):
+        raise ValueError("its pickle adds to something else than a set")
+
+
+def _storage(identity: Any) -> Storage:
+    # Before version 1.6 torch's tuple had an entry more, for views, which it left empty.
+    match identity:
+        case ("storage", StorageType(dtype), str(key), str(), int(count)) | (
+            "storage",
+            StorageType(dtype),
+            str(key),
+            str(),
+            int(count),
+            None,
+        ):
+            return Storage(key, dtype, count)
+    raise ValueError("its pickle refers to something else than a storage")
+
+
+def _object(made: Any) -> Stub | dict[Any, Any]:
+    """An object of a class: a stub or an empty dictionary, whatever the arguments."""
+    if made is Known.ORDERED_DICT:
+        return {}
+    if isinstance(made, Stub):
+        return made
+    raise ValueError("its pickle makes an object of something else than a class")
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    if isinstance(function, Stub):
+        return function
+    match function, arguments:
+        case Known.ORDERED_DICT, tuple():
+            return {}  # it is filled afterwards; copies of what was filled before could multiply
+        case Known.SIZE, (tuple(size),):
+            return size
+        case Known.PARAMETER, ((TensorRecord() | Stub()) as parameter, *_):
+            return parameter
+        case Known.TENSOR, (Storage(_, str(dtype)) as storage, offset, size, stride, *_):
+            return _tensor(storage, dtype, offset, size, stride)
+        case (
+            Known.TYPED_TENSOR,
+            (Storage(_, None) as storage, offset, size, stride, _, _, DType(dtype), *_),
+        ):
+            return _tensor(storage, dtype, offset, size, stride)
+    raise ValueError("its pickle calls a function with arguments that it does not take")
+
+
+def _tensor(storage: Storage, dtype: str, offset: Any, size: Any, stride: Any) -> TensorRecord:
+    if not (isinstance(size, tuple) and isinstance(stride, tuple)):
+        raise ValueError("its pickle has a tensor whose size is not a tuple")
+    if not all(type(number) is int for number in (offset, *size, *stride)):
+        raise ValueError("its pickle has a tensor whose size is not of whole numbers")
+    return TensorRecord(storage, dtype, offset, size, stride)
+
+
+_U1, _U2, _U4, _U8 = (struct.Struct(form) for form in ("<B", "<H", "<I", "<Q"))
+_I4, _F8 = struct.Struct("<i"), struct.Struct(">d")
+_TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}

@@ -1,0 +1,158 @@
+"""The directory of a zip archive, which is what torch writes.
+
+A zip archive can be written such that two programs see two different archives in it. So there is
+one parser here, for one reading: the directory ends where the archive's end begins, every record
+is where the directory says, none overlaps another, and none has a name twice.
+"""
+
+from __future__ import annotations
+
+import struct
+from itertools import pairwise
+from typing import NamedTuple
+
+START = b"PK\x03\x04"
+"""How an archive begins that has a record."""
+
+MAX_DIRECTORY = 8 * 2**20
+"""Bytes; that of the official checkpoint has half a megabyte."""
+
+# Signature and fields of each structure (PKWARE's APPNOTE, 4.3.7 to 4.3.16).
+_LOCAL = struct.Struct("<4s5H3I2H")
+_ENTRY = struct.Struct("<4s6H3I5H2I")
+_END = struct.Struct("<4s4H2IH")
+_END64 = struct.Struct("<4sQ2H2I4Q")
+_LOCATOR = struct.Struct("<4sIQI")
+
+_SATURATED = 0xFFFFFFFF  # of four bytes: the value stands elsewhere, in eight
+_SIZES_FOLLOW, _UTF8 = 1 << 3, 1 << 11  # flags that a record may have
+
+
+class Record(NamedTuple):
+    """Where the bytes of a record are."""
+
+    begin: int
+    end: int
+    crc: int
+    """CRC-32 of the content, or 0 where it was not computed."""
+    packed: bool
+    """Whether the bytes are the content compressed; torch stores it as it is."""
+
+
+def read_directory(data: memoryview) -> dict[str, Record]:
+    """The records of an archive by name, in the order of its directory.
+
+    Args:
+        data: The whole archive, from its first byte to its last.
+
+    Raises:
+        ValueError: Damaged, encrypted, or with more than one reading.
+    """
+    count, begin, end = _find_directory(data)
+    records: dict[str, Record] = {}
+    spans = [(begin, begin)]  # the directory comes after all records
+    position = begin
+    for _ in range(count):
+        position, name, record, header = _read_entry(data, position, end)
+        if name in records:
+            raise ValueError("two of its records have the same name")
+        records[name] = record
+        spans.append((header, record.end))
+    if position != end:
+        raise ValueError("its directory has another length than its end says")
+    spans.sort()
+    for (_, before), (after, _) in pairwise(spans):
+        if before > after:
+            raise ValueError("its records overlap")
+    return records
+
+
+def _find_directory(data: memoryview) -> tuple[int, int, int]:
+    """Number of entries, and where the directory begins and ends."""
+    at = len(data) - _END.size
+    if at < 0 or bytes(data[at : at + 4]) != b"PK\x05\x06":
+        raise ValueError("its end is missing, or there is something behind it")
+    _, disk, first, here, count, size, begin, comment = _END.unpack_from(data, at)
+    end = at
+    locator = at - _LOCATOR.size
+    if locator >= 0 and bytes(data[locator : locator + 4]) == b"PK\x06\x07":
+        stated = (disk, first, here, count, size, begin)
+        _, disk64, end, disks = _LOCATOR.unpack_from(data, locator)
+        if end != locator - _END64.size or disk64 or disks > 1:
+            raise ValueError("its end is not where it says")
+        mark, length, _, _, disk, first, here, count, size, begin = _END64.unpack_from(data, end)
+        wide = (disk, first, here, count, size, begin)
+        limits = (0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF, _SATURATED, _SATURATED)
+        agree = all(a in (b, c) for a, b, c in zip(stated, wide, limits, strict=True))
+        if mark != b"PK\x06\x06" or length != _END64.size - 12 or not agree:
+            raise ValueError("its two ends do not agree")
+    if disk or first or here != count or comment:
+        raise ValueError("it is split over several files, or there is text behind its end")
+    if size > MAX_DIRECTORY:
+        raise ValueError(f"its directory has {size:,} bytes, and {MAX_DIRECTORY:,} are the most")
+    if begin + size != end:
+        raise ValueError("its directory is not where its end says")
+    return count, begin, end
+
+
+def _read_entry(data: memoryview, at: int, end: int) -> tuple[int, str, Record, int]:
+    """Where the next entry is; name, record and first byte of what this one is of."""
+    if at + _ENTRY.size > end:
+        raise ValueError("its directory is cut short")
+    (mark, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length,
+     comment_length, disk, _, _, header) = _ENTRY.unpack_from(data, at)  # fmt: skip
+    at += _ENTRY.size
+    name = bytes(data[at : at + name_length])
+    at += name_length
+    extra = data[at : at + extra_length]
+    at += extra_length + comment_length
+    if mark != b"PK\x01\x02" or at > end or disk:
+        raise ValueError("its directory is damaged")
+    if flags & ~(_SIZES_FOLLOW | _UTF8):
+        raise ValueError("it is encrypted or of an unknown kind")
+    size, packed, header = _wide((size, packed, header), extra)
+    if not method and size != packed:
+        raise ValueError("it claims to unpack to more than it has")
+    begin = _check_local(data, header, name, (flags, method, packed, size))
+    record = Record(begin, begin + packed, crc, packed=method != 0)
+    return at, name.decode("utf-8", "surrogateescape"), record, header
+
+
+def _wide(values: tuple[int, ...], extra: memoryview) -> list[int]:
+    """Values that may not fit into four bytes, from the field of the entry that has them then."""
+    if _SATURATED not in values:
+        return list(values)
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        at += 4
+        if kind == 1:
+            count = values.count(_SATURATED)
+            if length < 8 * count or at + length > len(extra):
+                break
+            wide = iter(struct.unpack_from(f"<{count}Q", extra, at))
+            return [next(wide) if value == _SATURATED else value for value in values]
+        at += length
+    raise ValueError("its directory lacks a size")
+
+
+def _check_local(data: memoryview, at: int, name: bytes, stated: tuple[int, ...]) -> int:
+    """Where the bytes of a record begin; what stands before them has to agree with the entry."""
+    if at + _LOCAL.size > len(data):
+        raise ValueError("a record lies outside of it")
+    mark, _, flags, method, _, _, _, packed, size, name_length, extra_length = _LOCAL.unpack_from(
+        data, at
+    )
+    at += _LOCAL.size
+    begin = at + name_length + extra_length
+    unknown = (0, _SATURATED) if flags & _SIZES_FOLLOW else (_SATURATED,)
+    if (
+        mark != START
+        or (flags, method) != stated[:2]
+        or any(a != b and a not in unknown for a, b in zip((packed, size), stated[2:], strict=True))
+        or bytes(data[at : at + name_length]) != name
+    ):
+        raise ValueError("a record is not what the directory says")
+    if begin + stated[2] > len(data):
+        raise ValueError("a record lies outside of it")
+    return begin

@@ -1,0 +1,260 @@
+"""Files of `torch.save`, without torch's reader: tensors are mapped, and nothing of them is run.
+
+The archive's directory is read by `archive`, the pickle in it by `unpickle`; here descriptions of
+tensors become tensors over the bytes of the file, once they are known to lie inside it. Files of
+before torch 1.6, a sequence of pickles and raw bytes, are read in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import archive
+from .unpickle import MAX_DEPTH, MAX_LENGTH, Machine, Storage, Stub, TensorRecord
+from .untrusted import first_line, open_regular, shown
+
+_PICKLE = "data.pkl"
+_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # how files of before torch 1.6 begin
+_LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
+_TAR = slice(257, 262)  # where a tar archive, of torch before 0.2, says "ustar"
+_COUNT = struct.Struct("<q")  # of elements, before each storage of the legacy format
+_MAX_DIMS = 64  # as torch has it
+_MOST = 2**63 - 1
+# Weights of several layers may be one tensor, and the file has it once: so the tensors together
+# may be larger than the file, but not at will.
+_CLAIM, _SMALL_CLAIM = 2, 2**20
+
+Buffer = mmap.mmap | bytearray
+
+
+def load_tensors(path: Path, foreign: set[str] | None = None) -> dict[str, Any]:
+    """The dictionary that a `.ckpt` or `.bin` holds, foreign objects inert, tensors mapped.
+
+    Args:
+        path: Of the file.
+        foreign: Gets the names of classes and functions in it; none of them was imported or run.
+
+    Raises:
+        ValueError: Not a file of torch's, damaged, or without a dictionary at its top.
+    """
+    foreign = set() if foreign is None else foreign
+    loaded = read_torch_file(path, foreign)
+    if isinstance(loaded, Stub):
+        raise ValueError(
+            f"{path} holds no dictionary of tensors but an object of foreign code "
+            f"({shown(', '.join(sorted(foreign)[:5]))}), which was not run; give a model "
+            "checkpoint from a source that you trust"
+        )
+    if not isinstance(loaded, dict):
+        raise ValueError(
+            f"{path} holds no dictionary of tensors but {type(loaded).__name__}; "
+            "give a model checkpoint"
+        )
+    return loaded
+
+
+def read_torch_file(
+    path: Path, foreign: set[str] | None = None, *, mapped: bool = True, checked: bool = False
+) -> Any:
+    """What `torch.save` was given: dictionaries, lists, tuples, plain values and tensors.
+
+    Args:
+        path: Of the file.
+        foreign: Gets the names of classes and functions in it that are not known here; in their
+            places are `Stub`s.
+        mapped: Leave tensors in the file until they are used. Otherwise they have memory of their
+            own.
+        checked: Compare every record with the checksum that torch has stored with it.
+
+    Raises:
+        ValueError: Not a file of torch's, damaged, or something in it that is not weights.
+    """
+    try:
+        with open_regular(path) as file:
+            if not file.read(1):
+                raise ValueError("it is empty")
+            # Copied on write, so what is done to a tensor does not reach the file.
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return read_buffer(
+            data, set() if foreign is None else foreign, mapped=mapped, checked=checked
+        )
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a torch checkpoint ({first_line(error)}); it is damaged, "
+            "truncated or of another kind: download or export it again"
+        ) from error
+
+
+def read_buffer(
+    data: Buffer, foreign: set[str], *, mapped: bool = True, checked: bool = False
+) -> Any:
+    """As `read_torch_file`, from bytes that tensors will share.
+
+    Raises:
+        ValueError: As there, without the name of a file.
+    """
+    view = memoryview(data)
+    if view[: len(archive.START)] == archive.START:
+        value, places = _read_zip(view, foreign, checked=checked)
+    elif view[: len(_LEGACY)] == _LEGACY:
+        if checked:
+            raise ValueError("it has no checksums")
+        value, places = _read_legacy(view, foreign)
+    elif view[_TAR] == b"ustar":
+        raise ValueError("it is a tar archive")
+    else:
+        raise ValueError("it does not begin as such files do")
+    return _Tensors(data, places, mapped=mapped).put_into(value)
+
+
+Places = dict[str, tuple[int, int]]
+"""First byte, and the byte behind the last, of each storage by its key."""
+
+
+def _read_zip(view: memoryview, foreign: set[str], *, checked: bool) -> tuple[Any, Places]:
+    records = archive.read_directory(view)
+    if any(name.endswith("/constants.pkl") for name in records):
+        raise ValueError("it is a TorchScript program, not a table of weights")
+    if any(record.packed for record in records.values()):
+        raise ValueError("it is a compressed archive, and torch does not compress")
+    found = [name for name in records if name.count("/") == 1 and name.endswith(f"/{_PICKLE}")]
+    if len(found) != 1:
+        raise ValueError(f"it has {len(found)} records {_PICKLE}")
+    root = found[0].removesuffix(_PICKLE)
+    order = records.get(f"{root}byteorder")
+    if order is not None and view[order.begin : order.end] != b"little":
+        raise ValueError("its numbers are not in little-endian order; save it on another machine")
+    program = records[found[0]]
+    for name, record in records.items():
+        # The pickle's may be missing, as in archives of other programs.
+        wanted = checked or (name == found[0] and record.crc)
+        if wanted and zlib.crc32(view[record.begin : record.end]) != record.crc:
+            raise ValueError(f"its record {shown(name)} has changed since it was written")
+    if program.end - program.begin > MAX_LENGTH:
+        raise ValueError(f"its pickle has more than {MAX_LENGTH:,} bytes")
+    value = Machine(view[: program.end], program.begin, foreign).run()
+    prefix = f"{root}data/"
+    return value, {
+        name.removeprefix(prefix): (record.begin, record.end)
+        for name, record in records.items()
+        if name.startswith(prefix)
+    }
+
+
+def _read_legacy(view: memoryview, foreign: set[str]) -> tuple[Any, Places]:
+    values, machines, position = [], [], 0
+    for _ in range(5):
+        machines.append(Machine(view, position, foreign))
+        values.append(machines[-1].run())
+        position = machines[-1].position
+    magic, version, system, value, keys = values
+    if (magic, version) != (_LEGACY_MAGIC, _LEGACY_VERSION) or not isinstance(keys, list):
+        raise ValueError("it is not of the version that it says")
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise ValueError("its numbers are not in little-endian order; save it on another machine")
+    storages = {storage.key: storage for storage in machines[3].storages}
+    places: Places = {}
+    for key in keys:
+        storage = storages.get(key) if isinstance(key, str) else None
+        if storage is None or key in places:
+            raise ValueError("its list of storages does not fit its tensors")
+        begin = position + _COUNT.size
+        position = begin + _bytes_of(storage)
+        if position > len(view) or _COUNT.unpack_from(view, begin - _COUNT.size) != (
+            storage.count,
+        ):
+            raise ValueError("it is cut short, or a storage has another size than its tensor")
+        places[key] = begin, position
+    return value, places
+
+
+def _bytes_of(storage: Storage) -> int:
+    size = 1 if storage.dtype is None else getattr(torch, storage.dtype).itemsize
+    return size * max(storage.count, 0)
+
+
+class _Tensors:
+    """Puts tensors into the places of their descriptions.
+
+    Args:
+        data: The file.
+        places: Of its storages.
+        mapped: Whether tensors share the memory of `data`.
+    """
+
+    def __init__(self, data: Buffer, places: Places, *, mapped: bool) -> None:
+        self._data = data
+        self._places = places
+        self._mapped = mapped
+        self._left = _CLAIM * len(data) + _SMALL_CLAIM  # bytes that further tensors may have
+        self._storages: dict[str, Tensor] = {}
+        # What has been seen, and what became of it; the former kept, as its id is the key.
+        self._done: dict[int, tuple[Any, Any]] = {}
+
+    def put_into(self, value: Any, depth: int = 0) -> Any:
+        """The value with tensors in it; dictionaries and lists are changed in place."""
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+        if id(value) in self._done:
+            return self._done[id(value)][1]
+        result = value
+        match value:
+            case dict() | list():
+                self._done[id(value)] = value, value  # before its items, which it may be among
+                for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                    value[key] = self.put_into(item, depth + 1)
+                return value
+            case tuple():
+                result = tuple(self.put_into(item, depth + 1) for item in value)
+            case TensorRecord():
+                result = self._tensor(value)
+            case Storage():
+                result = Stub()
+        self._done[id(value)] = value, result
+        return result
+
+    def _tensor(self, record: TensorRecord) -> Tensor:
+        dtype = getattr(torch, record.dtype)
+        offset, size, stride = record.offset, record.size, record.stride
+        numbers = (offset, *size, *stride)
+        if (
+            len(size) != len(stride)
+            or len(size) > _MAX_DIMS
+            or not all(0 <= number <= _MOST for number in numbers)
+        ):
+            raise ValueError(f"a tensor has the size {shown(size)} and strides {shown(stride)}")
+        count = math.prod(size)
+        if not count:
+            if math.prod(side or 1 for side in size) > _MOST:
+                raise ValueError(f"a tensor has the size {shown(size)}")
+            return torch.empty(size, dtype=dtype)
+        raw = self._bytes(record.storage)
+        held = len(raw) // dtype.itemsize
+        last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
+        self._left -= count * dtype.itemsize
+        if last >= held or count > held or self._left < 0:
+            raise ValueError(f"a tensor claims {shown(size)} values, and its storage has {held:,}")
+        if raw.data_ptr() % dtype.itemsize:
+            raw = self._storages[record.storage.key] = raw.clone()
+        return raw[: held * dtype.itemsize].view(dtype).as_strided(size, stride, offset)
+
+    def _bytes(self, storage: Storage) -> Tensor:
+        """The bytes of a storage, (n,)."""
+        begin, end = self._places.get(storage.key, (0, 0))
+        if end - begin != _bytes_of(storage) or begin == end:
+            raise ValueError(
+                f"storage {shown(storage.key)} has {end - begin:,} bytes where its tensors say "
+                f"{shown(_bytes_of(storage))}"
+            )
+        if storage.key not in self._storages:
+            raw = torch.frombuffer(self._data, dtype=torch.uint8, count=end - begin, offset=begin)
+            self._storages[storage.key] = raw if self._mapped else raw.clone()
+        return self._storages[storage.key]
