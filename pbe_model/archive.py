@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 START = b"PK\x03\x04"
 """How an archive begins that has a record."""
@@ -39,7 +39,14 @@ class Record(NamedTuple):
     """Whether the bytes are the content compressed; torch stores it as it is."""
 
 
-def read_directory(data: memoryview) -> dict[str, Record]:
+class Source(Protocol):
+    """What bytes are taken from, a slice at a time: `bytes`, or a file that is read where asked."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> bytes | bytearray: ...
+
+
+def read_directory(data: Source) -> dict[str, Record]:
     """The records of an archive by name, in the order of its directory.
 
     Args:
@@ -67,20 +74,24 @@ def read_directory(data: memoryview) -> dict[str, Record]:
     return records
 
 
-def _find_directory(data: memoryview) -> tuple[int, int, int]:
+def _unpack(form: struct.Struct, data: Source, at: int) -> tuple[Any, ...]:
+    return form.unpack(data[at : at + form.size])
+
+
+def _find_directory(data: Source) -> tuple[int, int, int]:
     """Number of entries, and where the directory begins and ends."""
     at = len(data) - _END.size
-    if at < 0 or bytes(data[at : at + 4]) != b"PK\x05\x06":
+    if at < 0 or data[at : at + 4] != b"PK\x05\x06":
         raise ValueError("its end is missing, or there is something behind it")
-    _, disk, first, here, count, size, begin, comment = _END.unpack_from(data, at)
+    _, disk, first, here, count, size, begin, comment = _unpack(_END, data, at)
     end = at
     locator = at - _LOCATOR.size
-    if locator >= 0 and bytes(data[locator : locator + 4]) == b"PK\x06\x07":
+    if locator >= 0 and data[locator : locator + 4] == b"PK\x06\x07":
         stated = (disk, first, here, count, size, begin)
-        _, disk64, end, disks = _LOCATOR.unpack_from(data, locator)
+        _, disk64, end, disks = _unpack(_LOCATOR, data, locator)
         if end != locator - _END64.size or disk64 or disks > 1:
             raise ValueError("its end is not where it says")
-        mark, length, _, _, disk, first, here, count, size, begin = _END64.unpack_from(data, end)
+        mark, length, _, _, disk, first, here, count, size, begin = _unpack(_END64, data, end)
         wide = (disk, first, here, count, size, begin)
         limits = (0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF, _SATURATED, _SATURATED)
         agree = all(a in (b, c) for a, b, c in zip(stated, wide, limits, strict=True))
@@ -95,16 +106,16 @@ def _find_directory(data: memoryview) -> tuple[int, int, int]:
     return count, begin, end
 
 
-def _read_entry(data: memoryview, at: int, end: int) -> tuple[int, str, Record, int]:
+def _read_entry(data: Source, at: int, end: int) -> tuple[int, str, Record, int]:
     """Where the next entry is; name, record and first byte of what this one is of."""
     if at + _ENTRY.size > end:
         raise ValueError("its directory is cut short")
     (mark, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length,
-     comment_length, disk, _, _, header) = _ENTRY.unpack_from(data, at)  # fmt: skip
+     comment_length, disk, _, _, header) = _unpack(_ENTRY, data, at)  # fmt: skip
     at += _ENTRY.size
     name = bytes(data[at : at + name_length])
     at += name_length
-    extra = data[at : at + extra_length]
+    extra = bytes(data[at : at + extra_length])
     at += extra_length + comment_length
     if mark != b"PK\x01\x02" or at > end or disk:
         raise ValueError("its directory is damaged")
@@ -118,7 +129,7 @@ def _read_entry(data: memoryview, at: int, end: int) -> tuple[int, str, Record, 
     return at, name.decode("utf-8", "surrogateescape"), record, header
 
 
-def _wide(values: tuple[int, ...], extra: memoryview) -> list[int]:
+def _wide(values: tuple[int, ...], extra: bytes) -> list[int]:
     """Values that may not fit into four bytes, from the field of the entry that has them then."""
     if _SATURATED not in values:
         return list(values)
@@ -136,12 +147,12 @@ def _wide(values: tuple[int, ...], extra: memoryview) -> list[int]:
     raise ValueError("its directory lacks a size")
 
 
-def _check_local(data: memoryview, at: int, name: bytes, stated: tuple[int, ...]) -> int:
+def _check_local(data: Source, at: int, name: bytes, stated: tuple[int, ...]) -> int:
     """Where the bytes of a record begin; what stands before them has to agree with the entry."""
     if at + _LOCAL.size > len(data):
         raise ValueError("a record lies outside of it")
-    mark, _, flags, method, _, _, _, packed, size, name_length, extra_length = _LOCAL.unpack_from(
-        data, at
+    mark, _, flags, method, _, _, _, packed, size, name_length, extra_length = _unpack(
+        _LOCAL, data, at
     )
     at += _LOCAL.size
     begin = at + name_length + extra_length
@@ -150,7 +161,7 @@ def _check_local(data: memoryview, at: int, name: bytes, stated: tuple[int, ...]
         mark != START
         or (flags, method) != stated[:2]
         or any(a != b and a not in unknown for a, b in zip((packed, size), stated[2:], strict=True))
-        or bytes(data[at : at + name_length]) != name
+        or data[at : at + name_length] != name
     ):
         raise ValueError("a record is not what the directory says")
     if begin + stated[2] > len(data):

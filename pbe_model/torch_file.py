@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ _MOST = 2**63 - 1
 # may be larger than the file, but not at will.
 _CLAIM, _SMALL_CLAIM = 2, 2**20
 
-Buffer = mmap.mmap | bytearray
+Mapped = mmap.mmap | bytearray
 
 
 def load_tensors(path: Path, foreign: set[str] | None = None) -> dict[str, Any]:
@@ -46,7 +47,13 @@ def load_tensors(path: Path, foreign: set[str] | None = None) -> dict[str, Any]:
         ValueError: Not a file of torch's, damaged, or without a dictionary at its top.
     """
     foreign = set() if foreign is None else foreign
-    loaded = read_torch_file(path, foreign)
+    try:
+        loaded = read_torch_file(path, foreign)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a torch checkpoint ({first_line(error)}); it is damaged, "
+            "truncated or of another kind: download or export it again"
+        ) from error
     if isinstance(loaded, Stub):
         raise ValueError(
             f"{path} holds no dictionary of tensors but an object of foreign code "
@@ -62,7 +69,7 @@ def load_tensors(path: Path, foreign: set[str] | None = None) -> dict[str, Any]:
 
 
 def read_torch_file(
-    path: Path, foreign: set[str] | None = None, *, mapped: bool = True, checked: bool = False
+    path: Path, foreign: set[str], *, mapped: bool = True, checked: bool = False
 ) -> Any:
     """What `torch.save` was given: dictionaries, lists, tuples, plain values and tensors.
 
@@ -75,40 +82,61 @@ def read_torch_file(
         checked: Compare every record with the checksum that torch has stored with it.
 
     Raises:
-        ValueError: Not a file of torch's, damaged, or something in it that is not weights.
+        ValueError: Not a file of torch's, damaged, or something in it that is not weights; the
+            message is the reason alone.
+        OSError: Not there, or not readable.
     """
-    try:
-        with open_regular(path) as file:
-            if not file.read(1):
-                raise ValueError("it is empty")
-            # Copied on write, so what is done to a tensor does not reach the file.
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return read_buffer(
-            data, set() if foreign is None else foreign, mapped=mapped, checked=checked
-        )
-    except (OSError, ValueError, OverflowError, MemoryError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a torch checkpoint ({first_line(error)}); it is damaged, "
-            "truncated or of another kind: download or export it again"
-        ) from error
+    with open_regular(path) as file:
+        source = _File(file)
+        if not len(source):
+            raise ValueError("it is empty")
+        # Copied on write, so what is done to a tensor does not reach the file.
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return read_bytes(data, source, foreign, mapped=mapped, checked=checked)
 
 
-def read_buffer(
-    data: Buffer, foreign: set[str], *, mapped: bool = True, checked: bool = False
+class _File:
+    """A file as bytes that are read where they are asked for.
+
+    The directory could be read from the mapping too; but touching a page of that brings its
+    neighbours along, 70 MB for the records of the official checkpoint.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        begin, end, _ = part.indices(self._size)
+        self._file.seek(begin)
+        return self._file.read(end - begin)
+
+
+def read_bytes(
+    data: Mapped, source: archive.Source, foreign: set[str], *, mapped: bool, checked: bool
 ) -> Any:
-    """As `read_torch_file`, from bytes that tensors will share.
+    """As `read_torch_file`, from the bytes of a file.
+
+    Args:
+        data: The bytes that mapped tensors share.
+        source: The same bytes, for everything else.
+        foreign: See there.
+        mapped: See there.
+        checked: See there.
 
     Raises:
-        ValueError: As there, without the name of a file.
+        ValueError: As there.
     """
-    view = memoryview(data)
-    if view[: len(archive.START)] == archive.START:
-        value, places = _read_zip(view, foreign, checked=checked)
-    elif view[: len(_LEGACY)] == _LEGACY:
+    if source[: len(archive.START)] == archive.START:
+        value, places = _read_zip(source, data if checked else None, foreign)
+    elif source[: len(_LEGACY)] == _LEGACY:
         if checked:
             raise ValueError("it has no checksums")
-        value, places = _read_legacy(view, foreign)
-    elif view[_TAR] == b"ustar":
+        value, places = _read_legacy(memoryview(data), foreign)
+    elif source[_TAR] == b"ustar":
         raise ValueError("it is a tar archive")
     else:
         raise ValueError("it does not begin as such files do")
@@ -119,8 +147,11 @@ Places = dict[str, tuple[int, int]]
 """First byte, and the byte behind the last, of each storage by its key."""
 
 
-def _read_zip(view: memoryview, foreign: set[str], *, checked: bool) -> tuple[Any, Places]:
-    records = archive.read_directory(view)
+def _read_zip(
+    source: archive.Source, checked: Mapped | None, foreign: set[str]
+) -> tuple[Any, Places]:
+    """What the pickle builds; with `checked`, the mapped file, every record is compared."""
+    records = archive.read_directory(source)
     if any(name.endswith("/constants.pkl") for name in records):
         raise ValueError("it is a TorchScript program, not a table of weights")
     if any(record.packed for record in records.values()):
@@ -130,23 +161,29 @@ def _read_zip(view: memoryview, foreign: set[str], *, checked: bool) -> tuple[An
         raise ValueError(f"it has {len(found)} records {_PICKLE}")
     root = found[0].removesuffix(_PICKLE)
     order = records.get(f"{root}byteorder")
-    if order is not None and view[order.begin : order.end] != b"little":
+    if order is not None and source[order.begin : order.end] != b"little":
         raise ValueError("its numbers are not in little-endian order; save it on another machine")
-    program = records[found[0]]
-    for name, record in records.items():
-        # The pickle's may be missing, as in archives of other programs.
-        wanted = checked or (name == found[0] and record.crc)
-        if wanted and zlib.crc32(view[record.begin : record.end]) != record.crc:
-            raise ValueError(f"its record {shown(name)} has changed since it was written")
-    if program.end - program.begin > MAX_LENGTH:
+    if checked is not None:
+        view = memoryview(checked)
+        for name, record in records.items():
+            _compare(name, record, view[record.begin : record.end])
+    place = records[found[0]]
+    if place.end - place.begin > MAX_LENGTH:
         raise ValueError(f"its pickle has more than {MAX_LENGTH:,} bytes")
-    value = Machine(view[: program.end], program.begin, foreign).run()
+    program = source[place.begin : place.end]
+    if place.crc:  # other programs' archives may have none
+        _compare(found[0], place, program)
     prefix = f"{root}data/"
-    return value, {
+    return Machine(memoryview(program), 0, foreign).run(), {
         name.removeprefix(prefix): (record.begin, record.end)
         for name, record in records.items()
         if name.startswith(prefix)
     }
+
+
+def _compare(name: str, record: archive.Record, content: bytes | bytearray | memoryview) -> None:
+    if zlib.crc32(content) != record.crc:
+        raise ValueError(f"its record {shown(name)} has changed since it was written")
 
 
 def _read_legacy(view: memoryview, foreign: set[str]) -> tuple[Any, Places]:
@@ -190,7 +227,7 @@ class _Tensors:
         mapped: Whether tensors share the memory of `data`.
     """
 
-    def __init__(self, data: Buffer, places: Places, *, mapped: bool) -> None:
+    def __init__(self, data: Mapped, places: Places, *, mapped: bool) -> None:
         self._data = data
         self._places = places
         self._mapped = mapped

@@ -309,7 +309,7 @@ class Machine:
 def _hashed(key: Any) -> Any:
     """A key of a dictionary, or member of a set, that is hashed and compared at once."""
     small = isinstance(key, int) and key.bit_length() < 64  # larger ones can be made to collide
-    if small or isinstance(key, (str, Stub, DType, StorageType, Known)):
+    if small or isinstance(key, (str, float, Stub, DType, StorageType, Known)):
         return key
     raise ValueError(f"its pickle has a {type(key).__name__} as key of a dictionary or in a set")
 

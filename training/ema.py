@@ -130,17 +130,16 @@ def reconstruct(run: Path, length: float, step: int | None = None) -> dict[str, 
         raise ValueError(
             f"{run} has no snapshot of averages at step {end}, but at {sorted(found)}; give one"
         )
-    points = [
-        (at, known, path)
+    averages = [
+        (at, known, average)
         for at, path in sorted(found.items())
         if at <= end
-        for known in torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        for known, average in state.load(path, mmap=True).items()
     ]
-    weights = _combination([(at, exponent(known)) for at, known, _ in points], end, length)
+    weights = _combination([(at, exponent(known)) for at, known, _ in averages], end, length)
     result: dict[str, Tensor] = {}
-    for (_, known, path), weight in zip(points, weights, strict=True):
-        snapshot = torch.load(path, map_location="cpu", mmap=True, weights_only=True)[known]
-        for name, value in snapshot.items():
+    for (_, _, average), weight in zip(averages, weights, strict=True):
+        for name, value in average.items():
             share = value.double() * weight  # the weights have both signs and are large
             result[name] = result[name] + share if name in result else share
     return {name: value.float() for name, value in result.items()}

@@ -357,6 +357,11 @@ class _Run:
         self._agree(saved["step"] if saved else 0)
         if saved is None:
             return ""
+        if missing := [name for name in state.ENTRIES if name not in saved]:
+            raise ValueError(
+                f"the newest checkpoint in {self._folder} lacks {', '.join(missing)}, so it is not "
+                "one of a run; give another out"
+            )
         state.load_trainable(self.stage.module, saved["module"], self._folder)
         self.step, self.samples = saved["step"], saved["samples"]
         self.window, self.figures = Window(saved["window"]), saved["figures"]

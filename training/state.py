@@ -2,7 +2,9 @@
 
 A checkpoint holds what training changes: trainable parameters, optimizer, averages and counters.
 Frozen parameters come from the run's `init` again. There is no generator state to save: order,
-augmentation and noise are functions of the seed and the sample's number.
+augmentation and noise are functions of the seed and the sample's number. What is read is
+compared with the checksums in the file: a bit that a disk has flipped would otherwise end as NaN,
+or unseen.
 """
 
 from __future__ import annotations
@@ -13,13 +15,18 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pbe_model.torch_file import read_torch_file
+from pbe_model.untrusted import first_line, shown
+
 log = logging.getLogger(__name__)
+
+ENTRIES = ("samples", "module", "optimizer", "ema", "scaler", "window", "figures", "config")
+"""What a checkpoint of a run has beside its step."""
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
@@ -101,7 +108,7 @@ def save(folder: Path, step: int, values: dict[str, Any], keep: int, keep_every:
     Args:
         folder: Where checkpoints are.
         step: Updates made.
-        values: What to save.
+        values: What to save, by the names of `ENTRIES`.
         keep: How many stay.
         keep_every: Those of steps divisible by it stay besides; 0 for none.
 
@@ -120,27 +127,40 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint on the CPU, or `None` where there is none.
 
     A file that cannot be read (a disk that failed) is named and passed over for the one before.
+
+    Raises:
+        ValueError: There are checkpoints and none of them can be read.
     """
-    for path in reversed(checkpoints(folder)):
+    found = checkpoints(folder)
+    for path in reversed(found):
         try:
             return load(path)
         except ValueError as error:
             log.warning("%s; going on from the one before", error)
+    if found:
+        raise ValueError(
+            f"none of the {len(found)} checkpoints in {folder} can be read; put a copy there, or "
+            "delete them to begin again"
+        )
     return None
 
 
 def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """A checkpoint on the CPU.
+    """A checkpoint on the CPU, found to be as it was written.
 
     Args:
         path: Of the checkpoint.
-        mmap: Read only what is used, when it is used.
+        mmap: Leave tensors in the file until they are used.
 
     Raises:
-        ValueError: It cannot be read.
+        ValueError: It cannot be read, or has changed since it was written.
     """
+    foreign: set[str] = set()
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
-        reason = str(error).partition("\n")[0] or "it is empty"
-        raise ValueError(f"{path} cannot be read ({reason}); delete it") from error
+        values = read_torch_file(path, foreign, mapped=mmap, checked=True)
+        if foreign or not isinstance(values, dict):
+            named = ", ".join(sorted(foreign)[:3]) or type(values).__name__
+            raise ValueError(f"it holds something else than a run's state: {shown(named)}")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({first_line(error)}); delete it") from error
+    return values
