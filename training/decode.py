@@ -3,66 +3,141 @@
 JPEG goes through simplejpeg (libjpeg-turbo), everything else through OpenCV. Their pixels are the
 same, but `cv2.imdecode` decodes into memory of its own and copies from there: it took 1.1 to 1.8
 times as long at 1024 x 768, the more the slower the system hands out fresh pages.
+
+What decoding would take is read off the header first: a few bytes may ask for gigabytes, or hours.
 """
 
 from __future__ import annotations
 
 import io
+import re
+import struct
+from itertools import islice
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags
+
+from pbe_model.image_io import pixel_limit
+from pbe_model.untrusted import first_line
+from training.headers import photo_header
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _FILL, _SCAN = 0xFF, 0xDA
+_SCAN_START = re.compile(b"\xff\xda")
+_SEGMENT = struct.Struct(">BBH").unpack_from
+_SEQUENTIAL = frozenset((0xC0, 0xC1))  # kinds of frames
+_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
+_MOST_SEGMENTS = 2**16
+_MOST_SCANS = 1000  # encoders make ten, or some dozens
+_MOST_WORK = 2**31  # pixels times scans of a JPEG: a second or two
+_BIG_TIFF = 43
+# Bytes of an item by its type; items of other types are not read.
+_TIFF_UNITS = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8, 0])
 
 
 def decode_photo(data: bytes) -> np.ndarray:
     """Decode a photo, turned upright by its EXIF orientation.
 
     Args:
-        data: The whole file, in any format that OpenCV reads.
+        data: The whole file, in any of `pbe_model.image_io.FORMATS` that OpenCV reads.
 
     Returns:
         `(H, W, 3)` uint8 RGB.
 
     Raises:
-        OSError: The bytes are no image or, for JPEG, end before the image does.
+        OSError: The bytes are no image or, for JPEG, end before the image does; or they ask for
+            more than any photo takes to decode.
     """
     if data.startswith(JPEG_START):
         # Decoders fill what is missing from a JPEG with grey. The end marker may be followed by a
         # maker's trailer, and an embedded thumbnail has one of its own near the start.
         if data.rfind(JPEG_END, len(data) // 2) < 0:
             raise OSError("truncated JPEG")
-        if not _may_be_turned(data):
+        header_length, is_only_scan = _first_scan(data)
+        _check_jpeg(data, is_only_scan)
+        if not _may_be_turned(data, header_length):
             try:
                 return simplejpeg.decode_jpeg(data, "RGB", strict=False)
             except ValueError:
                 pass  # CMYK, for instance: OpenCV reads some files that simplejpeg does not
-    photo = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    else:
+        with photo_header(io.BytesIO(data)) as header:
+            if header.format == "TIFF":
+                _check_tiff(data)
+    try:
+        photo = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise OSError(f"not a readable image ({first_line(error)})") from error
     if photo is None:
         raise OSError("not a readable image")
     return photo
 
 
-def _may_be_turned(jpeg: bytes) -> bool:
+def _check_jpeg(jpeg: bytes, has_one_scan: bool) -> None:
+    """Refuse more pixels than may be decoded, and to go through them over and over again.
+
+    A scan may go through all of the pixels and have thirty bytes.
+    """
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
+    except ValueError:
+        with photo_header(io.BytesIO(jpeg)) as header:
+            width, height = header.size
+    if width * height > pixel_limit(len(jpeg)):
+        raise OSError("too many pixels")
+    if not has_one_scan:
+        most = min(_MOST_SCANS, _MOST_WORK // (width * height))
+        if sum(1 for _ in islice(_SCAN_START.finditer(jpeg), most + 1)) > most:
+            raise OSError(f"more than {most} scans of {width} x {height} pixels")
+
+
+def _check_tiff(tiff: bytes) -> None:
+    """Refuse entries that overlap: OpenCV copies what each of them points to.
+
+    Raises:
+        ValueError: They do.
+        struct.error: The file ends before they do; NumPy says `ValueError`.
+    """
+    order = "<" if tiff.startswith(b"II") else ">"
+    big = struct.unpack_from(f"{order}H", tiff, 2)[0] == _BIG_TIFF
+    word = "u8" if big else "u4"
+    entry = np.dtype([("tag", "u2"), ("type", "u2"), ("count", word), ("value", word)])
+    (start,) = struct.unpack_from(f"{order}{'Q' if big else 'L'}", tiff, 8 if big else 4)
+    (count,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", tiff, start)
+    rows = np.frombuffer(tiff, entry.newbyteorder(order), count, start + (8 if big else 2))
+    units = _TIFF_UNITS[np.minimum(rows["type"], len(_TIFF_UNITS) - 1)]
+    if (units * rows["count"].astype(np.float64)).sum() > len(tiff):
+        raise ValueError("its entries claim more bytes than the file has")
+
+
+def _may_be_turned(jpeg: bytes, header_length: int) -> bool:
     """Whether EXIF asks for a turn or a flip, which OpenCV does on the way."""
-    if jpeg.find(b"Exif\0\0", 0, _header_length(jpeg)) < 0:
+    if jpeg.find(b"Exif\0\0", 0, header_length) < 0:
         return False
     try:
-        with Image.open(io.BytesIO(jpeg)) as header:
+        with photo_header(io.BytesIO(jpeg)) as header:
             return header.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    except (OSError, SyntaxError, Image.DecompressionBombError):
+    except OSError:
         return True
 
 
-def _header_length(jpeg: bytes) -> int:
-    """Bytes before the first scan: segments, each a marker and its length."""
-    position = len(JPEG_START)
-    while position + 4 <= len(jpeg) and jpeg[position] == _FILL and jpeg[position + 1] != _SCAN:
-        if jpeg[position + 1] == _FILL:  # markers may have more than one of them
-            position += 1
-        else:
-            position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
-    return position
+def _first_scan(jpeg: bytes) -> tuple[int, bool]:
+    """Where the first scan starts (at the end if in doubt), and whether it is surely the only one.
+
+    Before it are segments, each a marker and its length.
+    """
+    position, frame, last = len(JPEG_START), 0, len(jpeg) - 5
+    for _ in range(_MOST_SEGMENTS):
+        if position > last:
+            break
+        fill, marker, length = _SEGMENT(jpeg, position)
+        if fill != _FILL or marker in _WITHOUT_LENGTH:
+            break
+        if marker == _SCAN:  # the only one if it is of all components and the frame not progressive
+            return position, frame > 0 and jpeg[frame + 9] == jpeg[position + 4]
+        if marker in _SEQUENTIAL:
+            frame = position
+        position += 1 if marker == _FILL else 2 + length  # there may be more than one fill byte
+    return len(jpeg), False

@@ -22,8 +22,10 @@ import io
 import json
 import os
 import shutil
+import tokenize
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -31,6 +33,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from pbe_model.mask import Box
+from pbe_model.untrusted import first_line, open_regular, parse_json, printable, read_bytes, shown
 from training.headers import photo_size
 
 FORMAT = 1
@@ -44,6 +47,20 @@ PHOTO = np.dtype([("path", "<u4"), ("first", "<u4"), ("width", "<u2"), ("height"
 next row start. A width of 0 means that the size is not known."""
 PLACE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("shard", "<u4")])
 """`offset` and `length` in bytes of the shard with number `shard`."""
+
+MAX_TEXT = 2**31
+"""Bytes of a text file of boxes. This and the limits below are beyond any collection there is."""
+MAX_LINE = 2**24
+"""Characters of a line of it."""
+MAX_LABELS = 2**26
+"""Bytes of a file that names labels."""
+_MAX_META = 2**24  # bytes of `index.json`
+_MAX_PATH = 2**16  # bytes of a photo's path
+# What numpy raises on headers of .npy that are damaged, besides what reading JSON does.
+_DAMAGE = (
+    OSError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError, LookupError,
+    OverflowError, AttributeError, tokenize.TokenError,
+)  # fmt: skip
 
 
 class Place(NamedTuple):
@@ -75,6 +92,32 @@ class PhotoBoxes:
     shard: int | None = None
     offset: int | None = None
     length: int | None = None
+
+    @classmethod
+    def from_json(cls, record: Any) -> PhotoBoxes:
+        """From the attributes by name, as a file of any origin may hold them.
+
+        Raises:
+            ValueError: One is missing, of another type, or does not fit the others.
+        """
+        match record:
+            case {
+                "path": str(path),
+                "size": [int(width), int(height)],
+                "boxes": list(rows),
+                "labels": list(labels),
+            }:
+                boxes = np.asarray(rows or np.empty((0, 4), int))
+                place = {name: record.get(name) for name in ("shard", "offset", "length")}
+                if (
+                    boxes.dtype.kind == "i"
+                    and boxes.shape == (len(labels), 4)
+                    and all(isinstance(label, str) for label in labels)
+                    and all(n is None or (isinstance(n, int) and n >= 0) for n in place.values())
+                ):
+                    size = width, height
+                    return cls(path=path, size=size, boxes=boxes, labels=labels, **place)
+        raise ValueError(f"{shown(record, 80)} is not a photo with its boxes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +153,16 @@ class _Tables:
         assert len(boxes) == len(photo.labels), (photo.path, len(boxes), len(photo.labels))
         if not len(boxes):
             return
-        if boxes.min() < 0 or boxes.max() > LARGEST or not 0 <= max(photo.size) <= LARGEST:
+        width, height = photo.size
+        if not all(0 <= n <= LARGEST for n in (boxes.min(), boxes.max(), width, height)):
             raise ValueError(
-                f"'{photo.path}' ({photo.size[0]} x {photo.size[1]}) has a side or a box "
+                f"'{shown(photo.path)}' ({shown(width)} x {shown(height)}) has a side or a box "
                 f"coordinate that is not in 0 to {LARGEST} pixels; clip the box or leave it out"
+            )
+        if len(path) > _MAX_PATH:
+            raise ValueError(
+                f"'{shown(photo.path)}' is a path of {len(path):,} bytes, and {_MAX_PATH:,} are "
+                "the most; shorten it"
             )
         rows = np.empty(len(boxes), BOX)
         rows["box"] = boxes
@@ -132,7 +181,7 @@ class _Tables:
         self.num_photos += 1
         if self.num_places not in (0, self.num_photos):
             raise ValueError(
-                f"'{photo.path}': an index has all of its photos in shards or none, "
+                f"'{shown(photo.path)}': an index has all of its photos in shards or none, "
                 "make one for each"
             )
 
@@ -210,7 +259,8 @@ class IndexWriter:
         """Append a photo and its boxes; one without boxes is left out.
 
         Raises:
-            ValueError: A coordinate below 0 or above 65,535, or only some photos are in shards.
+            ValueError: A coordinate below 0 or above 65,535, a path of more than 65,536 bytes, or
+                only some photos are in shards.
         """
         self._tables.add(photo)
 
@@ -256,7 +306,8 @@ def _write_header(file: BinaryIO, dtype: np.dtype, count: int) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True)
-    path.write_text(text + "\n", encoding="utf-8")
+    # Half of a surrogate pair, which a name may hold, has no UTF-8; its escape is JSON.
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 class BoxIndex:
@@ -340,20 +391,22 @@ class BoxIndex:
     @classmethod
     def _open_folder(cls, folder: Path) -> BoxIndex:
         try:
-            meta = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-            labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-            if meta["format"] != FORMAT:
-                raise ValueError(f"its format is {meta['format']}, not {FORMAT}")
-            boxes, photos = (_mapped(folder / f"{name}.npy") for name in ("boxes", "photos"))
+            meta, labels = (
+                _json(folder / "index.json", _MAX_META),
+                _json(folder / "labels.json", MAX_LABELS),
+            )
+            _check_meta(meta, labels)
+            boxes, photos = (
+                _mapped(folder / "boxes.npy", BOX),
+                _mapped(folder / "photos.npy", PHOTO),
+            )
             has_places = (folder / "places.npy").exists()
-            places = _mapped(folder / "places.npy") if has_places else None
-            paths = np.asarray(np.memmap(folder / "paths.bin", np.uint8, mode="r"))
-            found = (len(boxes), len(photos) - 1, len(paths))
-            if found != (meta["num_boxes"], meta["num_photos"], photos["path"][-1]):
-                raise ValueError(f"it holds {found[0]} boxes and {found[1]} photos, or lacks paths")
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            places = _mapped(folder / "places.npy", PLACE) if has_places else None
+            paths = _mapped_bytes(folder / "paths.bin")
+            _check_tables(meta, boxes, photos, places, paths)
+        except ValueError as error:
             raise ValueError(
-                f"'{folder}' is no readable box index ({error}); make it anew with "
+                f"'{folder}' is no readable box index ({first_line(error)}); make it anew with "
                 "'pbe-train prepare'"
             ) from error
         return cls(boxes, photos, places, paths, labels, meta, folder)
@@ -408,13 +461,99 @@ class BoxIndex:
         return self.boxes["box"][numbers.start : numbers.stop].astype(np.int64)
 
     def label(self, number: int) -> str:
-        """Name of what the box with this number shows, "" if it has none."""
-        return self.labels[self.boxes["label"][number]]
+        """Name of what the box with this number shows, "" if it has none.
+
+        Raises:
+            ValueError: The index is damaged: there is no such name.
+        """
+        label = int(self.boxes["label"][number])
+        if label >= len(self.labels):  # looked at here, as there are millions of boxes
+            raise ValueError(
+                f"box {number} has label {label:,}, but the index names {len(self.labels):,}; "
+                "make it anew with 'pbe-train prepare'"
+            )
+        return self.labels[label]
 
 
-def _mapped(path: Path) -> np.ndarray:
-    # Elements of a plain array are read several times faster than those of its memmap subclass.
-    return np.asarray(np.load(path, mmap_mode="r"))
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns all that goes wrong with a file of an index into one kind of error."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise ValueError(f"{path.name}: {first_line(error)}") from error
+
+
+def _json(path: Path, limit: int) -> Any:
+    with _reading(path):
+        return parse_json(read_bytes(path, limit))
+
+
+def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    """The rows of an .npy file, which has to be just as `IndexWriter` writes it.
+
+    numpy's own loader would believe any header: another type of rows, more of them than there are.
+    """
+    with _reading(path), open_regular(path) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"it has version {version} of the format, not (1, 0)")
+        shape, fortran_order, found = np.lib.format.read_array_header_1_0(file)
+        size = os.fstat(file.fileno()).st_size - file.tell()
+        if found != dtype or fortran_order or len(shape) != 1:
+            raise ValueError("it does not hold rows of the right type")
+        if shape[0] * dtype.itemsize != size:
+            raise ValueError("its size is not that of its rows")
+        # Elements of a plain array are read several times faster than those of its memmap subclass.
+        return np.asarray(np.memmap(file, dtype, "r", file.tell(), shape))
+
+
+def _mapped_bytes(path: Path) -> np.ndarray:
+    with _reading(path), open_regular(path) as file:
+        return np.asarray(np.memmap(file, np.uint8, "r"))
+
+
+def _check_meta(meta: Any, labels: Any) -> None:
+    if not isinstance(meta, dict):
+        raise ValueError("index.json holds no JSON object")
+    if meta.get("format") != FORMAT:
+        raise ValueError(f"its format is {shown(meta.get('format'), 40)}, not {FORMAT}")
+    if not isinstance(digest := meta.get("digest"), str) or not digest.isascii():
+        raise ValueError("index.json has no digest")
+    if not isinstance(meta.get("photos", ""), str):
+        raise ValueError("'photos' of index.json is not a string")
+    for name, strings in (("'shards' of index.json", meta.get("shards", [])), ("labels", labels)):
+        if not isinstance(strings, list) or not all(isinstance(s, str) for s in strings):
+            raise ValueError(f"{name} is not a list of strings")
+
+
+def _check_tables(
+    meta: dict[str, Any],
+    boxes: np.ndarray,
+    photos: np.ndarray,
+    places: np.ndarray | None,
+    paths: np.ndarray,
+) -> None:
+    """What is relied on wherever an index is read; of the boxes, the largest table, only how many.
+
+    Of 1.74 million photos it takes some milliseconds.
+    """
+    found = len(boxes), len(photos) - 1
+    if found != (meta.get("num_boxes"), meta.get("num_photos")) or not len(boxes):
+        raise ValueError(f"it holds {found[0]} boxes and {found[1]} photos, not what it says")
+    path, first = photos["path"], photos["first"]
+    ends = path[0], first[0], path[-1], first[-1]
+    ordered = (path[1:] >= path[:-1]).all() and (first[1:] > first[:-1]).all()
+    if ends != (0, 0, len(paths), len(boxes)) or not ordered:
+        raise ValueError("photos.npy does not fit paths and boxes")
+    if np.diff(path).max() > _MAX_PATH:
+        raise ValueError(f"a path has more than {_MAX_PATH:,} bytes")
+    if places is None:
+        return
+    if len(places) != len(photos) - 1:
+        raise ValueError(f"it has {len(places)} places for {len(photos) - 1} photos")
+    if places["shard"].max() >= len(meta.get("shards", [])):
+        raise ValueError("places.npy names a shard that index.json does not list")
 
 
 def _reopen(folder: Path, digest: str) -> BoxIndex:
@@ -427,28 +566,26 @@ def _reopen(folder: Path, digest: str) -> BoxIndex:
 def _read_lines(path: Path, root: Path, min_area: float, max_area: float) -> Iterator[PhotoBoxes]:
     """Photos of a text file of boxes, in the order in which they first appear."""
     photos: dict[str, tuple[tuple[int, int], list[Box], list[str]]] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                image = str(entry["image"])
-                x0, y0, x1, y1 = (int(value) for value in entry["box"])
-                if image not in photos:
-                    width, height = entry.get("size") or _header_size(root / image)
-                    photos[image] = (int(width), int(height)), [], []
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"line {number} of '{path}' is no box entry ({line.strip()[:80]}); "
-                    'each line must read {"image": "path", "box": [x0, y0, x1, y1]}'
-                ) from error
-            size, boxes, labels = photos[image]
+    for number, line in numbered_lines(path):
+        try:
+            entry = parse_box(line)
+            x0, y0, x1, y1 = map(int, entry.box)
+            if entry.image not in photos:
+                os.fsencode(entry.image)  # not every string can name a file
+                width, height = entry.size or _header_size(root / entry.image)
+                photos[entry.image] = (int(width), int(height)), [], []
+            size, boxes, labels = photos[entry.image]
             pixels = size[0] * size[1]
-            if not pixels or min_area <= (x1 - x0) * (y1 - y0) / pixels <= max_area:
-                box = np.clip((x0, y0, x1, y1), 0, LARGEST).tolist()
-                boxes.append(tuple(box))
-                labels.append(str(entry.get("label", "")))
+            fits = not pixels or min_area <= (x1 - x0) * (y1 - y0) / pixels <= max_area
+        except (ValueError, OverflowError) as error:
+            raise ValueError(
+                f"line {number} of '{path}' is no box entry ({shown(line, 80)}); "
+                'each line must read {"image": "path", "box": [x0, y0, x1, y1]}'
+            ) from error
+        if fits:
+            box = np.clip((x0, y0, x1, y1), 0, LARGEST).tolist()
+            boxes.append(tuple(box))
+            labels.append(entry.label)
     for image, (size, boxes, labels) in photos.items():
         yield PhotoBoxes(path=image, size=size, boxes=np.array(boxes, int), labels=labels)
 
@@ -458,3 +595,76 @@ def _header_size(photo: Path) -> tuple[int, int]:
         return photo_size(photo)
     except OSError:
         return 0, 0
+
+
+def numbered_lines(
+    path: Path, limit: int = MAX_TEXT, errors: str = "strict"
+) -> Iterator[tuple[int, str]]:
+    """Lines of a text file that are not blank, stripped, numbered from 1; read as one asks for them.
+
+    Args:
+        path: Of the file: UTF-8 with or without a byte order mark, with any line ends.
+        limit: Bytes that it may have.
+        errors: What becomes of bytes that are not UTF-8, as for `open`.
+
+    Raises:
+        ValueError: It cannot be read, is not UTF-8, is too large, or has too long a line.
+    """  # noqa: E501
+    name, number = printable(path), 0
+    try:
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > limit:
+                raise ValueError(f"it has {size:,} bytes, and {limit:,} are the most")
+            text = io.TextIOWrapper(file, "utf-8-sig", errors)
+            while line := text.readline(MAX_LINE):
+                number += 1
+                if len(line) == MAX_LINE:
+                    raise ValueError(f"its line {number} has more than {MAX_LINE:,} characters")
+                if line := line.strip():
+                    yield number, line
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{name}' is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read '{name}': {first_line(error)}") from error
+
+
+class BoxLine(NamedTuple):
+    """A line of a text file of boxes (see `BoxIndex.open`)."""
+
+    image: str
+    box: tuple[float, ...]
+    size: tuple[float, ...] | None
+    label: str
+
+
+def parse_box(line: str, labels: tuple[str, ...] = ("label",)) -> BoxLine:
+    """Read a line of a text file of boxes.
+
+    Args:
+        line: JSON.
+        labels: What the label may be called; the first that is there counts.
+
+    Raises:
+        ValueError: Not JSON, or not of the right types.
+    """
+    entry = parse_json(line)
+    if not isinstance(entry, dict) or not isinstance(image := entry.get("image"), str):
+        raise ValueError("it has no string 'image'")
+    label = next((entry[name] for name in labels if name in entry), "")
+    if isinstance(label, (dict, list)):
+        raise ValueError("its label is not a string")
+    size = entry.get("size")
+    box = numbers(entry.get("box"), 4)
+    return BoxLine(image, box, numbers(size, 2) if size else None, str(label))
+
+
+def numbers(value: object, count: int) -> tuple[float, ...]:
+    """The numbers of a list that came out of a file.
+
+    Raises:
+        ValueError: Not a list of so many numbers.
+    """
+    if isinstance(value, list) and len(value) == count:
+        with suppress(TypeError, ValueError, OverflowError):
+            return tuple(map(float, value))
+    raise ValueError(f"{shown(value, 80)} is not a list of {count} numbers")

@@ -15,6 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pbe_model.files import replacing
+from pbe_model.untrusted import parse_json
+from training.index import numbered_lines
 
 BINS = 10
 """Ranges of timesteps whose losses are told apart."""
@@ -192,16 +194,25 @@ class RunLog:
 
 
 def _take_back(path: Path, start: int) -> None:
-    """Drop lines of updates after `start`, and one that a killed process left unfinished."""
-    if not path.is_file():
+    """Drop lines of updates after `start`, and one that a killed process left unfinished.
+
+    Raises:
+        ValueError: It is there, and cannot be a log.
+    """
+    if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError, KeyError):
-            if json.loads(line)["step"] <= start:
-                kept.append(line + "\n")
-    with replacing(path) as part:
-        part.write_text("".join(kept), encoding="utf-8")
+    with replacing(path) as part, part.open("wb") as kept:
+        for _, line in numbered_lines(path, errors="surrogateescape"):
+            with suppress(ValueError):
+                if _step(line) <= start:
+                    kept.write(f"{line}\n".encode("utf-8", "surrogateescape"))
+
+
+def _step(line: str) -> int:
+    values = parse_json(line)
+    if isinstance(values, dict) and isinstance(step := values.get("step"), int):
+        return step
+    raise ValueError("it is not a line of a log")
 
 
 def image_grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:

@@ -18,15 +18,18 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from pbe_model.untrusted import first_line, open_regular, parse_json, printable, shown
+from training.headers import MAX_PHOTO, read_photo
 from training.index import BoxIndex, Photo, PhotoBoxes
 
 log = logging.getLogger(__name__)
 
 OPEN_FILES = 128  # per process; a shell often allows 1024
+_MAX_RECORD = 2**24  # bytes of a photo's boxes in a shard
 
 
 class ShardWriter:
@@ -124,28 +127,39 @@ def read_shard(path: str | Path, number: int) -> Iterator[PhotoBoxes]:
         ValueError: It is no such shard.
     """
     try:
-        with tarfile.open(path, "r:") as shard:
-            image: tarfile.TarInfo | None = None
-            for member in shard:
-                if not member.name.endswith(".json"):
-                    image = member
-                    continue
-                file = shard.extractfile(member)
-                assert file is not None and image is not None
-                record = json.load(file)
-                yield PhotoBoxes(
-                    path=record["path"],
-                    size=tuple(record["size"]),
-                    boxes=np.array(record["boxes"], int).reshape(-1, 4),
-                    labels=record["labels"],
-                    shard=number,
-                    offset=image.offset_data,
-                    length=image.size,
-                )
-    except (tarfile.TarError, KeyError, ValueError) as error:
+        with open_regular(path) as file:
+            yield from _read_members(file, number)
+    except (OSError, tarfile.TarError, ValueError) as error:
         raise ValueError(
-            f"'{path}' is no shard of 'pbe-train prepare' ({error}); make it anew"
+            f"'{printable(path)}' is no shard of 'pbe-train prepare' ({first_line(error)}); "
+            "make it anew"
         ) from error
+
+
+def _read_members(file: BinaryIO, number: int) -> Iterator[PhotoBoxes]:
+    """Photos by the headers as `_member` writes them; other kinds of them are not even parsed."""
+    total = os.fstat(file.fileno()).st_size
+    image: tuple[int, int] | None = None
+    while True:
+        try:
+            member = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "strict")
+        except tarfile.EOFHeaderError:  # zeros
+            return
+        name, offset, length = shown(member.name, 80), file.tell(), member.size
+        if member.type != tarfile.REGTYPE:
+            raise ValueError(f"'{name}' is not a regular file")
+        if not 0 <= length <= total - offset:
+            raise ValueError(f"'{name}' claims {length:,} bytes, and {total - offset:,} are left")
+        if not member.name.endswith(".json"):
+            image = offset, length
+        elif image is None:
+            raise ValueError(f"there is no photo before '{name}'")
+        elif length > _MAX_RECORD:
+            raise ValueError(f"'{name}' has {length:,} bytes, and {_MAX_RECORD:,} are the most")
+        else:
+            photo = PhotoBoxes.from_json(parse_json(file.read(length)))
+            yield replace(photo, shard=number, offset=image[0], length=image[1])
+        file.seek(offset + length + -length % tarfile.BLOCKSIZE)
 
 
 class PhotoFiles:
@@ -175,7 +189,7 @@ class PhotoFiles:
         self._ranges = RangeReader(tries=tries, wait=wait)
         if not self._shards and _is_url(self._folder):
             raise ValueError(
-                f"photos at {self._folder} can only be read from shards; "
+                f"photos at {shown(self._folder)} can only be read from shards; "
                 "make them with 'pbe-train prepare'"
             )
         for shard in self._shards:
@@ -183,8 +197,8 @@ class PhotoFiles:
                 _import_fsspec(shard)
             elif not os.path.isfile(shard):
                 raise ValueError(
-                    f"the index names the shard '{shard}', which does not exist; copy it there, or "
-                    "correct 'photos' in index.json"
+                    f"the index names the shard '{shown(shard)}', which does not exist; copy it "
+                    "there, or correct 'photos' in index.json"
                 )
 
     def _place(self, name: str) -> str:
@@ -198,12 +212,14 @@ class PhotoFiles:
         """All bytes of a photo's file.
 
         Raises:
-            OSError: It is missing or ends too early.
+            OSError: It is missing, not a regular file, too large, or ends too early.
             ValueError: A remote shard cannot be reached, after all attempts.
         """
         if photo.place is None:
-            return Path(self._folder, photo.path).read_bytes()
+            return read_photo(Path(self._folder, photo.path))
         shard, offset, length = photo.place
+        if length > MAX_PHOTO:
+            raise OSError(f"has {length:,} bytes, and {MAX_PHOTO:,} are the most")
         return self._ranges.read(self._shards[shard], offset, length)
 
 
@@ -242,7 +258,9 @@ class RangeReader:
             # A position of its own in each call: processes may share the descriptor after a fork.
             part = os.pread(self._descriptor(location), length, offset)
             if not part:
-                raise OSError(f"'{location}' ends at byte {offset}, {length} bytes too early")
+                raise OSError(
+                    f"'{shown(location)}' ends at byte {offset}, {length} bytes too early"
+                )
             parts.append(part)
             offset, length = offset + len(part), length - len(part)
         return b"".join(parts)
@@ -261,7 +279,7 @@ class RangeReader:
         failed: Exception | None = None
         for attempt in range(self.tries):
             if failed is not None:
-                log.warning("%s: %s; trying again", url, _named(failed))
+                log.warning("%s: %s; trying again", shown(url), _named(failed))
                 time.sleep(self.wait * 2 ** (attempt - 1))
             try:
                 # fsspec keeps file systems by protocol and process, so this opens one only once.
@@ -276,14 +294,14 @@ class RangeReader:
                     return data
                 if len(data) > length:
                     raise ValueError(
-                        f"the server of {url} ignores ranges: asked for {length} bytes it sent "
-                        f"{len(data)}; serve the shards from one that knows them, or copy them"
+                        f"the server of {shown(url)} ignores ranges: asked for {length} bytes it "
+                        f"sent {len(data)}; serve the shards from one that knows them, or copy them"
                     )
                 failed = OSError(f"got {len(data)} of {length} bytes from byte {offset} on")
         assert failed is not None
         raise ValueError(
-            f"cannot read {url} ({_named(failed)}); check the address, the access and the network, "
-            "then start the same command again"
+            f"cannot read {shown(url)} ({_named(failed)}); check the address, the access and the "
+            "network, then start the same command again"
         ) from failed
 
 
@@ -303,7 +321,7 @@ def _import_fsspec(url: str) -> Any:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
         raise ValueError(
-            f"reading {url} needs a package that is missing ({error}); "
+            f"reading {shown(url)} needs a package that is missing ({first_line(error)}); "
             "install paint-by-example[remote]"
         ) from error
     return fsspec
@@ -320,4 +338,4 @@ def _is_final(error: Exception) -> bool:
 def _named(error: Exception) -> str:
     if isinstance(error, asyncio.TimeoutError):
         return "timed out"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {shown(str(error))}"

@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+from pbe_model.untrusted import first_line, open_regular, shown
+
 if sys.platform != "win32":
     import fcntl
+
+_MAX_PATH = 4096  # characters; systems allow no longer paths
+_MAX_LIST = 2**28  # bytes
 
 
 class UnreadableList:
@@ -18,17 +23,22 @@ class UnreadableList:
 
     Args:
         file: The text file, made with its first line; `None` keeps the list in memory.
+
+    Raises:
+        ValueError: `file` is there and cannot be such a list.
     """
 
     def __init__(self, file: Path | None = None) -> None:
+        if file is not None and file.exists():
+            _check(file)
         self.file = file
         self.paths: set[str] = set()
         """Photos that this process knows of."""
         self._seen = 0  # bytes of the file
 
     def note(self, path: str, reason: str) -> bool:
-        """Add a photo; whether it is new."""
-        path, reason = (" ".join(text.split("\t")).replace("\n", " ") for text in (path, reason))
+        """Add a photo; whether it is new. A path that would not stay in its column is escaped."""
+        path, reason = shown(path, _MAX_PATH), shown(" ".join(reason.split()))
         if path in self.paths:
             return False
         if self.file is not None:
@@ -46,6 +56,17 @@ class UnreadableList:
                 self._seen += len(line)
         self.paths.add(path)
         return True
+
+
+def _check(file: Path) -> None:
+    try:
+        with open_regular(file) as opened:
+            if (size := os.fstat(opened.fileno()).st_size) > _MAX_LIST:
+                raise ValueError(f"it has {size:,} bytes, and {_MAX_LIST:,} are the most")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot note unreadable photos in '{file}': {first_line(error)}; move it away"
+        ) from error
 
 
 def _lock(file: BinaryIO) -> None:

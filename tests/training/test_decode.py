@@ -84,6 +84,11 @@ def test_what_is_cut_off_or_no_image_is_an_error() -> None:
     with pytest.raises(OSError, match="truncated"):
         decode_photo(data[:-200])
     assert decode_photo(data + b"maker's trailer").shape == (53, 87, 3)
-    for broken in (b"", b"no image", b"\xff\xd8\xff\xd9"):
-        with pytest.raises(OSError, match="not a readable image"):
+    for broken, reason in (
+        (b"", "empty file"),
+        (b"no image", "not a picture of a known format"),
+        (b"\xff\xd8\xff\xd9", "not a picture of a known format"),
+        (encoded(photo(), "PNG")[:100], "not a readable image"),
+    ):
+        with pytest.raises(OSError, match=reason):
             decode_photo(broken)
