@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .config import ExemplarConfig, PBEConfig, UNetConfig, VAEConfig
+from .untrusted import parse_json
 
 METADATA_KEY = "pbe_config"
 """Under which our files hold their configuration, as JSON."""
@@ -74,11 +74,11 @@ def is_stable_diffusion(tensors: Mapping[str, Tensor]) -> bool:
 
 def _stated(text: str) -> PBEConfig:
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         if not isinstance(values, dict):
             raise ValueError(f"it is no object but {type(values).__name__}")
         return PBEConfig.from_dict(values)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(
             f"the configuration in the file's metadata is damaged ({error}); "
             "pass the right one as config="
@@ -89,7 +89,7 @@ def check_layers(config: PBEConfig, tensors: Mapping[str, Tensor]) -> None:
     """Before a model is laid out: a line of text can ask for any number of layers.
 
     Raises:
-        ValueError: It asks for more layers than there are tensors.
+        ValueError: It asks for more layers than there are tensors that have values.
     """
     unet, vae, tower = config.unet, config.vae, config.exemplar
     layers = (
@@ -98,9 +98,10 @@ def check_layers(config: PBEConfig, tensors: Mapping[str, Tensor]) -> None:
         + tower.num_layers
         + tower.mapper_layers
     )
-    if layers > len(tensors):
+    full = sum(1 for tensor in tensors.values() if tensor.numel())
+    if layers > full:
         raise ValueError(
-            f"its configuration asks for {layers:,} layers and it has {len(tensors):,} tensors; "
+            f"its configuration asks for {layers:,} layers and it has {full:,} tensors; "
             "pass the right one as config=, or download it again"
         )
 

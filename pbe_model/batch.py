@@ -34,7 +34,9 @@ from .painting import (
     read_inputs,
     write_results,
 )
+from .untrusted import first_line, parse_json, printable, read_bytes, shown
 
+_MAX_BYTES = 256 * 2**20  # of a file of edits
 _LONG = timedelta(days=30)  # that one process may wait for the others at the end
 _IN_LOGS = 30  # seconds between lines of progress where there is no terminal
 
@@ -134,9 +136,11 @@ def read_edits(
         ValueError: No such file, nothing in it, or no place for the results.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path} ({error}); give a file of JSON lines") from error
+        texts = read_bytes(path, _MAX_BYTES).decode().splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot read {path} ({first_line(error)}); give a file of JSON lines"
+        ) from error
     edits: list[Edit] = []
     problems: dict[int, str] = {}
     owners: dict[Path, int] = {}
@@ -182,11 +186,13 @@ def _parse(
     model: dict[str, Any],
 ) -> Edit:
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"no JSON ({error})") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{text[:40]} is no JSON object; give the options of pbe edit by name")
+        raise ValueError(
+            f"{shown(text, 40)} is no JSON object; give the options of pbe edit by name"
+        )
     args = parser.parse_args([_argument(name, value) for name, value in values.items()])
     for name in FILES:
         if getattr(args, name) is not None:
@@ -210,7 +216,7 @@ def _argument(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
     if not isinstance(value, (str, int, float)):
-        raise ValueError(f"{name} is {json.dumps(value)}; give a text or a number")
+        raise ValueError(f"{shown(name)} is {shown(json.dumps(value))}; give a text or a number")
     return f"--{flag}={value}"
 
 
@@ -266,4 +272,4 @@ def run(
 
 def report(line: int, problem: str) -> None:
     """Say on stderr what is wrong with a line, above the progress."""
-    tqdm.write(f"pbe: line {line}: {problem.splitlines()[0]}", file=sys.stderr)
+    tqdm.write(f"pbe: line {line}: {printable(problem.splitlines()[0])}", file=sys.stderr)

@@ -9,6 +9,7 @@ each is read once, to be checked and cast, and what that took is given back.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -33,12 +34,16 @@ from .files import Pages, cast, read_safetensors
 from .folder import read_folder
 from .model import PaintByExample
 from .torch_file import load_tensors
+from .untrusted import shown
 
 PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "encoder": ""}
 """Prefix of each part of the model in a checkpoint."""
 
 START = ("unet", "vae")
 """Parts that a checkpoint of Stable Diffusion has."""
+
+WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What the numbers of a model may be stored as."""
 
 BUNDLED = Path(__file__).parent / "assets" / "tiny.safetensors"
 
@@ -106,10 +111,10 @@ def read(path: str | Path, *, ema: bool = False) -> Checkpoint:
     """
     path = Path(path)
     foreign: set[str] = set()
-    if path.is_dir():
+    if os.path.isdir(path):
         loaded, renamed, metadata, kind = _read_diffusers(path)
-    elif not path.is_file():
-        raise ValueError(f"no checkpoint at {path}; check the path")
+    elif not os.path.isfile(path):
+        raise ValueError(f"no checkpoint at {shown(path)}; check the path")
     elif path.suffix == ".safetensors":
         loaded, metadata = read_safetensors(path)
         renamed, kind = {}, "safetensors"
@@ -161,7 +166,8 @@ def _moving_average(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tens
             average = "model_ema." + name.removeprefix("model.").replace(".", "")
             if average not in tensors:
                 raise ValueError(
-                    f"{path} has no moving average of {name} ({average}); use its last weights"
+                    f"{path} has no moving average of {shown(name)} ({shown(average)}); use its "
+                    "last weights"
                 )
             found[name] = tensors[average]
     return found
@@ -237,11 +243,33 @@ def load_weights(
         module.load_state_dict(weights, strict=True, assign=True)
 
 
+def check_types(names: Iterable[str], tensors: Mapping[str, Tensor], source: object) -> None:
+    """Before weights are read: whether they are of a type that numbers of a model have.
+
+    Args:
+        names: Of the weights among the tensors.
+        tensors: Of a file.
+        source: What to name in errors.
+
+    Raises:
+        ValueError: Integers, truth values or 8-bit floats, whose scales stand elsewhere if at all.
+    """
+    for name in names:
+        if name in tensors and tensors[name].dtype not in WEIGHT_TYPES:
+            dtype = str(tensors[name].dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{source} holds {shown(name)} as {dtype}, which is no type of weights here; give "
+                "a checkpoint in fp32, bf16 or fp16"
+            )
+
+
 def _check_fit(
     expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: object
 ) -> None:
+    check_types(expected, tensors, source)
     problems = [
-        f"{kind} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''} ({len(names)})"
+        f"{kind} {', '.join(map(shown, names[:5]))}{' ...' if len(names) > 5 else ''} "
+        f"({len(names)})"
         for kind, names in (
             ("missing", [n for n in expected if n not in tensors]),
             ("unexpected", [n for n in tensors if n not in expected]),
@@ -278,6 +306,7 @@ def load_parts(model: PaintByExample, tensors: Mapping[str, Tensor], source: obj
         expected = state_dict(model, [part])
         if not any(name in tensors for name in expected):
             continue
+        check_types(expected, tensors, source)
         bad = [n for n, t in expected.items() if n not in tensors or tensors[n].shape != t.shape]
         if bad:
             raise ValueError(
@@ -358,6 +387,7 @@ def inspect(path: str | Path) -> Report:
 def report(file: Checkpoint) -> Report:
     config = _config_of(file)
     expected = _expected(config)
+    check_types(expected, file.tensors, file.path)
     return Report(
         path=file.path,
         format=file.format,

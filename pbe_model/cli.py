@@ -26,6 +26,9 @@ from .lora import apply_lora, parse_lora
 from .model import PaintByExample
 from .painting import add_files, add_painting, painting, read_inputs, write_results
 from .samplers import Callback
+from .untrusted import parse_json, shown
+
+_LINE = 2000  # letters of a line that repeats what a file says
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -216,7 +219,7 @@ def _inspect(args: argparse.Namespace) -> int:
         **metadata,
     }
     for name, value in rows.items():
-        print(f"{name:<12}{_short(value)}")
+        print(f"{shown(name):<12}{shown(_short(value), _LINE)}")
     return 0
 
 
@@ -235,7 +238,7 @@ def _convert(args: argparse.Namespace) -> int:
     )
     print(f"{args.out}: {len(report.kept):,} tensors kept, {len(report.renamed):,} names changed")
     for label in ("dropped", "missing"):
-        print(f"{label:<12}{_names(getattr(report, label))}")
+        print(f"{label:<12}{shown(_names(getattr(report, label)), _LINE)}")
     return 0
 
 
@@ -255,8 +258,8 @@ def _download(args: argparse.Namespace) -> int:
 
 def _decoded(value: str) -> Any:
     try:
-        return json.loads(value)
-    except json.JSONDecodeError:
+        return parse_json(value)
+    except ValueError:
         return value  # a plain string
 
 

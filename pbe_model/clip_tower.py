@@ -7,6 +7,7 @@ code. So loading a tower is all there is to do.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor
 
 from .architecture import TOWER
-from .checkpoint import state_dict
+from .checkpoint import check_types, state_dict
 from .config import ExemplarConfig
-from .files import cast, read_json, read_safetensors
-from .folder import read_part
+from .files import cast, read_safetensors
+from .folder import read_config, read_part
 from .model import PaintByExample
 from .torch_file import load_tensors
+from .untrusted import shown
 
 PUBLISHED = "openai/clip-vit-large-patch14"
 
@@ -47,12 +49,12 @@ def load_tower(model: PaintByExample, path: str | Path) -> list[str]:
         ValueError: No such file, damaged, not CLIP's image tower, or one of another architecture.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         file = path / "config.json"
-        if file.is_file():
-            _check_config(path, read_json(file), model.config.exemplar)
+        if os.path.isfile(file):
+            _check_config(path, read_config(file), model.config.exemplar)
         tensors = read_part(path, path)
-    elif not path.is_file():
+    elif not os.path.isfile(path):
         raise ValueError(f"no image tower at {path}; give the folder or file of {PUBLISHED}")
     elif path.suffix == ".safetensors":
         tensors = read_safetensors(path)[0]
@@ -69,11 +71,12 @@ def load_tower(model: PaintByExample, path: str | Path) -> list[str]:
         for name, tensor in state_dict(model, ["encoder"]).items()
         if name.startswith(TOWER)
     }
+    check_types(expected, found, path)
     bad = [n for n, t in expected.items() if n not in found or found[n].shape != t.shape]
     bad += [name for name in found if name not in expected]
     if bad:
         sizes = model.config.exemplar
-        names = ", ".join(name.removeprefix(TOWER) for name in bad[:5])
+        names = ", ".join(shown(name.removeprefix(TOWER)) for name in bad[:5])
         raise ValueError(
             f"{path} is no image tower for this model: missing, unexpected or of another shape are "
             f"{names}{' ...' if len(bad) > 5 else ''} ({len(bad)}); it takes CLIP's of width "
@@ -99,6 +102,6 @@ def _check_config(path: Path, values: Mapping[str, Any], sizes: ExemplarConfig) 
     for name, value in expected.items():
         if tower.get(name, value) != value:
             raise ValueError(
-                f"{path} has {name} {tower[name]!r} and this model's image tower {value!r}; give "
-                f"{PUBLISHED} or a fine-tune of it"
+                f"{path} has {name} {shown(tower[name])!r} and this model's image tower {value!r}; "
+                f"give {PUBLISHED} or a fine-tune of it"
             )

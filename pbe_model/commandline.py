@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from .untrusted import first_line, printable, shown
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -43,7 +45,7 @@ def run(parser: Parser, argv: Sequence[str] | None, interrupted: str = "interrup
         sys.stdout.flush()
         return code
     except ValueError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {printable(error)}", file=sys.stderr)
         return 2
     except (MemoryError, torch.cuda.OutOfMemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else "memory"
@@ -55,6 +57,14 @@ def run(parser: Parser, argv: Sequence[str] | None, interrupted: str = "interrup
     except KeyboardInterrupt:
         print(f"{parser.prog}: {interrupted}", file=sys.stderr)
         return 130
+    except RecursionError:
+        print(f"{parser.prog}: the input is nested too deeply; make it simpler", file=sys.stderr)
+        return 2
+    except OSError as error:  # what no place has a better sentence for, such as too long a name
+        where = f" {shown(error.filename)}" if error.filename else ""
+        reason = first_line(error)
+        print(f"{parser.prog}: cannot use{where}: {reason}; check the path", file=sys.stderr)
+        return 2
 
 
 def add_command(

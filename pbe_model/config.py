@@ -11,10 +11,18 @@ import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
+from .untrusted import shown
+
 Tokens = Literal["class", "all"]
 Prediction = Literal["epsilon", "v"]
 
-_LARGEST = 65536  # of any size or count in a configuration: files may claim anything
+# Files may claim anything: these are the largest values of what has no other limit.
+_LARGEST = 65536
+_LARGEST_OF = {"num_res_blocks": 16, "num_layers": 128, "mapper_layers": 128, "resolution": 2048}
+MOST_LEVELS = 8
+"""Of resolutions that a denoiser or first stage may have."""
+
+_VAE_GROUPS = 32  # of the first stage's group normalisations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +123,38 @@ class PBEConfig:
     def __post_init__(self) -> None:
         _check_choice("tokens", self.tokens, Tokens)
         _check_numbers(self)
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Raise `ValueError` where numbers do not go together, as only a damaged file has them."""
+        unet, vae, tower, schedule = self.unet, self.vae, self.exemplar, self.schedule
+        widths = [unet.model_channels * mult for mult in unet.channel_mult]
+        attending = [w for i, w in enumerate(widths) if 2**i in unet.attention_resolutions]
+        stages = [vae.ch, *(vae.ch * mult for mult in vae.ch_mult)]
+        for name, number, multiples in (
+            ("norm_groups", unet.norm_groups, [unet.model_channels, *widths]),
+            ("num_heads", unet.num_heads, [*attending, widths[-1]]),
+            ("the 32 groups of the first stage", _VAE_GROUPS, stages),
+            ("num_heads", tower.num_heads, [tower.hidden_size]),
+            ("mapper_heads", tower.mapper_heads, [tower.hidden_size]),
+            ("patch_size", tower.patch_size, [tower.image_size]),
+            ("the model's size multiple", self.size_multiple, [self.resolution]),
+            ("the two halves of a timestep's embedding", 2, [unet.model_channels]),
+        ):
+            for multiple in multiples:
+                if multiple % number:
+                    raise ValueError(f"{multiple} cannot be divided by {name} ({number})")
+        latent, keep_mask = vae.z_channels, 1
+        if (unet.in_channels, unet.out_channels) != (2 * latent + keep_mask, latent):
+            raise ValueError(
+                f"a denoiser of {unet.in_channels} channels in and {unet.out_channels} out does "
+                f"not go with latents of {latent}, which take {2 * latent + keep_mask} and {latent}"
+            )
+        if not schedule.linear_start <= schedule.linear_end < 1:
+            raise ValueError(
+                f"the noise schedule goes from {schedule.linear_start} to {schedule.linear_end}; "
+                "it has to rise and to stay below 1"
+            )
 
     @property
     def size_multiple(self) -> int:
@@ -138,7 +178,7 @@ class PBEConfig:
 
 def _check_choice(name: str, value: object, choices: Any) -> None:
     if value not in get_args(choices):
-        raise ValueError(f"unknown {name} {value!r}; choose from {list(get_args(choices))}")
+        raise ValueError(f"unknown {name} {shown(value)!r}; choose from {list(get_args(choices))}")
 
 
 def _check_numbers(config: Any) -> None:
@@ -151,13 +191,18 @@ def _check_numbers(config: Any) -> None:
         elif isinstance(entry.default, float):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not (number and math.isfinite(value) and value > 0):
-                raise ValueError(f"{entry.name} is {value!r}; give a number above 0")
+                raise ValueError(f"{entry.name} is {shown(value)}; give a number above 0")
         else:
-            for count in value if isinstance(value, tuple) else (value,):
-                if type(count) is not int or not 1 <= count <= _LARGEST:
-                    raise ValueError(
-                        f"{entry.name} is {value!r}; give whole numbers from 1 to {_LARGEST}"
-                    )
+            counts = value if isinstance(value, tuple) else (value,)
+            largest = _LARGEST_OF.get(entry.name, _LARGEST)
+            if any(type(count) is not int or not 1 <= count <= largest for count in counts):
+                raise ValueError(
+                    f"{entry.name} is {shown(value)}; give whole numbers from 1 to {largest}"
+                )
+            if isinstance(entry.default, tuple) and not 1 <= len(counts) <= MOST_LEVELS:
+                raise ValueError(
+                    f"{entry.name} has {len(counts)} numbers; give 1 to {MOST_LEVELS} of them"
+                )
 
 
 def _from_dict(cls: type, values: dict[str, Any]) -> Any:
@@ -167,14 +212,15 @@ def _from_dict(cls: type, values: dict[str, Any]) -> Any:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(
-            f"unknown configuration entries {unknown} in {cls.__name__}; it has {sorted(known)}"
+            f"unknown configuration entries {shown(unknown)} in {cls.__name__}; it has "
+            f"{sorted(known)}"
         )
     arguments = {}
     for name, value in values.items():
         if cls is PBEConfig and name in parts:
             if not isinstance(value, dict):
                 raise ValueError(
-                    f"configuration entry {name!r} is {value!r}; it has entries itself"
+                    f"configuration entry {name!r} is {shown(value)}; it has entries itself"
                 )
             value = _from_dict(parts[name], value)
         elif isinstance(value, list):

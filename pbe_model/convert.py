@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import ExemplarConfig, PBEConfig, Prediction, ScheduleConfig, UNetConfig, VAEConfig
+from .config import (
+    MOST_LEVELS,
+    ExemplarConfig,
+    PBEConfig,
+    Prediction,
+    ScheduleConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from .exemplar import CLIP_MEAN, CLIP_STD
 
 FOLDERS = {
@@ -221,6 +229,12 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
     unet, vae, tower = (configs.get(folder, {}) for folder in FOLDERS)
     try:
         widths, channels = unet["block_out_channels"], vae["block_out_channels"]
+        levels = max(len(widths), len(channels), len(unet["down_block_types"]))
+        if levels > MOST_LEVELS:
+            raise ValueError(
+                f"its config.json files have {levels:,} levels, and {MOST_LEVELS} are the most; "
+                "download the folder again"
+            )
         sizes = VAEConfig(
             ch=channels[0],
             ch_mult=tuple(c // channels[0] for c in channels),

@@ -22,8 +22,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .untrusted import first_line, open_regular, parse_json, shown
+
 MAX_HEADER = 8 * 2**20
 """Bytes of JSON that are parsed; the official model's 1,403 tensors take 160 kB."""
+
+MAX_TENSORS = 50_000
+"""In a file; the official model has 1,403."""
 
 _KEEP = 2**27  # bytes that are read before they are let go of
 _MADV_DONTNEED = 4
@@ -71,9 +76,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         _check_header(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    # The library hands on what torch makes of types and shapes that it does not have.
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError,
+            KeyError, OverflowError) as error:  # fmt: skip
         raise ValueError(
-            f"{path} cannot be read as safetensors ({_first_line(error)}); it is damaged, "
+            f"{path} cannot be read as safetensors ({first_line(error)}); it is damaged, "
             "truncated or of another kind: download or export it again"
         ) from error
 
@@ -162,7 +169,7 @@ class Releasing(io.BufferedWriter):
 
 def _check_header(path: Path) -> None:
     """What the library does not check: the header's size, and names that stand in it twice."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(8)
         if len(start) < 8:
             raise ValueError("it is empty or nearly so")
@@ -174,34 +181,17 @@ def _check_header(path: Path) -> None:
                 if length > left
                 else f"its header has {length:,} bytes, and {MAX_HEADER:,} are the most"
             )
-        json.loads(file.read(length), object_pairs_hook=_unique)
+        header = parse_json(file.read(length), _unique)
+    if isinstance(header, dict) and len(header) > MAX_TENSORS:
+        raise ValueError(f"it has {len(header):,} tensors, and {MAX_TENSORS:,} are the most")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice[:80]!r} stands in its header twice")
-    return values
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ValueError: Not readable, too large, no JSON, or no object.
-    """
-    try:
-        if path.stat().st_size > MAX_HEADER:
-            raise ValueError(f"it has more than {MAX_HEADER:,} bytes")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is no JSON ({_first_line(error)}); download the folder again"
-        ) from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object; download the folder again")
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{shown(name, 80)!r} stands in its header twice")
+        values[name] = value
     return values
 
 
@@ -241,8 +231,3 @@ class Pages:
                     ctypes.c_void_p(low), ctypes.c_size_t(high - low), _MADV_DONTNEED
                 )
             self._read = 0
-
-
-def _first_line(error: Exception) -> str:
-    message = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return message.splitlines()[0][:200]

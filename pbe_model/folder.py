@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from .convert import FOLDERS, SCHEDULER
-from .files import Pages, read_json, read_safetensors, write_safetensors
+from .files import MAX_HEADER, Pages, read_safetensors, write_safetensors
 from .torch_file import load_tensors
+from .untrusted import read_json
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """What a part's file may be called, in the order in which it is looked for."""
@@ -45,11 +46,11 @@ def read_folder(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor
                 f"the folder {path} has no {part}/config.json; give a Paint by Example folder of "
                 "diffusers, or a .safetensors or .ckpt file"
             )
-        configs[part] = read_json(_inside(file, path))
+        configs[part] = read_config(_inside(file, path))
         for name, tensor in read_part(path / part, path).items():
             tensors[f"{part}.{name}"] = tensor
     if (scheduler := path / SCHEDULER).is_file():
-        configs[SCHEDULER] = read_json(_inside(scheduler, path))
+        configs[SCHEDULER] = read_config(_inside(scheduler, path))
     return configs, tensors
 
 
@@ -99,6 +100,15 @@ def write_folder(
         ) from error
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON file of a folder.
+
+    Raises:
+        ValueError: Not readable, too large, not JSON, or not an object.
+    """
+    return read_json(path, MAX_HEADER, "download the folder again")
+
+
 def read_part(folder: Path, root: Path) -> dict[str, Tensor]:
     """All tensors of one subfolder: one file or shards with an index, safe files first."""
     for suffix in (".safetensors", ".bin"):
@@ -107,7 +117,7 @@ def read_part(folder: Path, root: Path) -> dict[str, Tensor]:
             if single.exists():
                 return _read_shard(single, root)
             if index.is_file():
-                found = read_json(_inside(index, root)).get("weight_map")
+                found = read_config(_inside(index, root)).get("weight_map")
                 if not isinstance(found, dict):
                     raise ValueError(f"{index} has no weight_map; download the folder again")
                 tensors: dict[str, Tensor] = {}

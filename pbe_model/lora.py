@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from .architecture import METADATA_KEY
-from .checkpoint import PARTS
+from .checkpoint import PARTS, check_types
 from .config import PBEConfig
 from .convert import module_table, renamed
 from .files import cast, read_safetensors, replacing, write_safetensors
 from .model import PaintByExample
+from .untrusted import parse_json, shown
 
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 """What follows a layer's name in a file."""
@@ -71,11 +73,15 @@ def merge(name: str, weight: Tensor, up: Tensor, down: Tensor, scale: float) -> 
     Raises:
         ValueError: The sum is not finite in the weight's type.
     """
+    weight.copy_(_merged(name, weight, up, down, scale))
+
+
+def _merged(name: str, weight: Tensor, up: Tensor, down: Tensor, scale: float) -> Tensor:
     product = up.flatten(1).to(weight.device, torch.float32) @ down.flatten(1).to(
         weight.device, torch.float32
     )
     merged = weight.float() + scale * product.view(weight.shape)
-    weight.copy_(cast(name, merged, device=weight.device, dtype=weight.dtype))
+    return cast(name, merged, device=weight.device, dtype=weight.dtype)
 
 
 def save_lora(
@@ -107,6 +113,7 @@ def save_lora(
         write_safetensors(part, tensors, entries, dtypes=dict.fromkeys(tensors, dtype))
 
 
+@torch.no_grad()
 def apply_lora(model: PaintByExample, path: str | Path, strength: float = 1.0) -> list[str]:
     """Merge an adapter into the weights of a model in memory.
 
@@ -124,8 +131,8 @@ def apply_lora(model: PaintByExample, path: str | Path, strength: float = 1.0) -
         ValueError: No such file, damaged, for another model, or names and shapes that do not fit.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no adapter at {path}; check the path")
+    if not os.path.isfile(path):
+        raise ValueError(f"no adapter at {shown(path)}; check the path")
     tensors, metadata = read_safetensors(path)
     if METADATA_KEY in metadata:
         _check_model(path, metadata[METADATA_KEY], model.config)
@@ -142,12 +149,13 @@ def apply_lora(model: PaintByExample, path: str | Path, strength: float = 1.0) -
         if layer is None:
             unknown.append(name)
         else:
-            found.setdefault(layer, {})[suffix] = cast(f"{path}: {name}", tensor)
+            found.setdefault(layer, {})[suffix] = tensor
     if unknown or not found:
         raise ValueError(
             f"{path} is no adapter of this model: it has {len(tensors)} tensors, of which unknown "
-            f"({len(unknown)}) {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}; give "
-            "one for the denoiser, without parts for a text encoder"
+            f"({len(unknown)}) {', '.join(map(shown, unknown[:5]))}"
+            f"{' ...' if len(unknown) > 5 else ''}; give one for the denoiser, without parts for a "
+            "text encoder"
         )
     bad = [layer for layer, parts in found.items() if not _fits(layers[layer].weight, parts)]
     if bad:
@@ -155,10 +163,20 @@ def apply_lora(model: PaintByExample, path: str | Path, strength: float = 1.0) -
             f"{path} does not fit the model: {', '.join(bad[:5])} ({len(bad)}) lack a half or are "
             "of another shape; give an adapter of the same architecture"
         )
+    check_types((n for n in tensors if not n.endswith(ALPHA)), tensors, path)
+    changes = []
     for layer, parts in found.items():
         rank = parts[DOWN].shape[0]
+        for suffix, tensor in parts.items():
+            cast(f"{path}: {layer}{suffix}", tensor)  # refuses what is not a number
         alpha = parts[ALPHA].item() if ALPHA in parts else rank
-        merge(layer, layers[layer].weight, parts[UP], parts[DOWN], strength * alpha / rank)
+        changes.append(
+            (layer, layers[layer].weight, parts[UP], parts[DOWN], strength * alpha / rank)
+        )
+    for change in changes:  # before the first of them is made: one that fails changes nothing
+        _merged(*change)
+    for change in changes:
+        merge(*change)
     return list(found)
 
 
@@ -168,8 +186,8 @@ def _fits(weight: Tensor, parts: Mapping[str, Tensor]) -> bool:
     up, down = parts[UP], parts[DOWN]
     return (
         min(up.ndim, down.ndim) >= 2
-        and up[0].numel() == down.shape[0] > 0
         and up.shape[0] == weight.shape[0]
+        and up[0].numel() == down.shape[0] > 0
         and down[0].numel() == weight[0].numel()
         and (ALPHA not in parts or parts[ALPHA].numel() == 1)
     )
@@ -178,13 +196,13 @@ def _fits(weight: Tensor, parts: Mapping[str, Tensor]) -> bool:
 def _check_model(path: Path, stated: str, config: PBEConfig) -> None:
     """An adapter of ours says what it is for; the resolution alone may differ."""
     try:
-        values = json.loads(stated)
+        values = parse_json(stated)
         differing = [
             name
             for name, value in json.loads(json.dumps(config.to_dict())).items()
             if name != "resolution" and values.get(name, value) != value
         ]
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: its configuration is damaged ({error}); export it again") from (
             error
         )

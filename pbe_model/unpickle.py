@@ -143,7 +143,10 @@ class Machine:
         stack, push = self._stack, self._stack.append
         match code:
             case pickle.BINPUT | pickle.LONG_BINPUT:
-                self._memo[self._number(_U1 if code == pickle.BINPUT else _U4)] = stack[-1]
+                place = self._number(_U1 if code == pickle.BINPUT else _U4)
+                if place > MAX_STEPS:
+                    raise ValueError(f"its pickle remembers more than {MAX_STEPS:,} things")
+                self._memo[place] = stack[-1]
             case pickle.MEMOIZE:
                 self._memo[len(self._memo)] = stack[-1]
             case pickle.BINGET | pickle.LONG_BINGET:

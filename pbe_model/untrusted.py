@@ -29,7 +29,7 @@ def printable(text: object) -> str:
 def shown(value: object, limit: int = _LONGEST) -> str:
     """A value from a file as a message repeats it: printable, and no longer than `limit`."""
     try:
-        text = value if isinstance(value, str) else repr(value)
+        text = str(value) if isinstance(value, (str, os.PathLike)) else repr(value)
     except RecursionError:
         text = f"a deeply nested {type(value).__name__}"
     text = printable(text[: limit + 1])
@@ -107,9 +107,7 @@ def read_json(path: Path, limit: int, remedy: str) -> dict[str, Any]:
     try:
         values = parse_json(read_bytes(path, limit))
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not readable as JSON ({first_line(error)}); {remedy}"
-        ) from error
+        raise ValueError(f"{path} is no JSON ({first_line(error)}); {remedy}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no JSON object; {remedy}")
     return values
