@@ -1,10 +1,13 @@
 # make demo   environment, then the main job on the bundled model
 # make test   environment, then every test
+# make soak   environment, then fuzzing for MINUTES
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint browser peers clean
+MINUTES ?= 30
+
+.PHONY: demo test soak lint browser peers clean
 
 demo: $(VENV)/ready
 	$(BIN)/pbe demo --out demo_out
@@ -12,6 +15,13 @@ demo: $(VENV)/ready
 # Threads that wait leave the cores to the other processes.
 test: $(VENV)/ready
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# What the fuzzer finds it leaves as a file in soak_out/, and the corpus that it grew beside it.
+soak: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet atheris
+	mkdir -p soak_out/corpus
+	OMP_WAIT_POLICY=passive $(BIN)/python -m tests.soak.fuzz_torch_file -max_total_time=$$(($(MINUTES) * 60)) \
+		-timeout=5 -rss_limit_mb=2048 -max_len=8192 -artifact_prefix=soak_out/ soak_out/corpus tests/soak/corpus
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -37,4 +47,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_out
+	rm -rf $(VENV) demo_out soak_out
