@@ -531,7 +531,8 @@ def test_a_folder_of_diffusers_is_offered_whole(host: Host, checkpoint: Path):
     pictures = [
         crop_of(host, graph(f"paint_by_example/{name}")) for name in ("folder", "same.safetensors")
     ]
-    assert (pictures[0] == pictures[1]).all()
+    # The weights lie at other addresses in the two files, which may round sums differently.
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
 def test_a_checkpoint_of_another_kind_is_refused(host: Host, checkpoint: Path):

@@ -114,7 +114,7 @@ def test_half_precision_rounds_once_and_overflow_is_an_error(tmp_path):
     tensors = adapter(model, MIDDLE)
     up, down = list(tensors.values())[:2]
     apply_lora(model, write(tmp_path / "a.safetensors", tensors))
-    assert torch.equal(adaptable(model)[MIDDLE].weight, (weight.float() + 1.5 * up @ down).half())
+    assert torch.equal(adaptable(model)[MIDDLE].weight, (weight.float() + 1.5 * (up @ down)).half())
     with pytest.raises(ValueError, match=r"to_v does not fit into float16"):
         apply_lora(model, tmp_path / "a.safetensors", 1e6)
 
