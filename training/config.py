@@ -7,6 +7,7 @@ Unknown names are errors, so a typo cannot silently train something else.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ import tyro
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pbe_model.checkpoint import BUNDLED
+from pbe_model.untrusted import first_line, read_bytes, shown
 from training.augment import ExemplarAugment, PhotoRecolour, SampleGeometry
 
 if sys.version_info >= (3, 11):
@@ -26,6 +28,10 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 CONFIGS = Path(__file__).parent / "configs"
+MAX_CONFIG = 2**18
+"""Bytes of a configuration; a full one has some three thousand."""
+_MOST_DOTS = 32  # in a line: a key of many parts takes the parser a time that grows with their cube
+_MOST_BASES = 10
 
 
 class _Strict(BaseModel):
@@ -41,7 +47,7 @@ class DataConfig(_Strict):
     sample: Literal["box", "photo"] = "box"
     """What an epoch goes through: every box, or every photo with one of its boxes drawn at random
     (what the paper does)."""
-    workers: int = Field(default=1, ge=0)
+    workers: int = Field(default=1, ge=0, le=1024)
     """Processes that make samples, for each process that trains."""
     exemplar: ExemplarAugment = ExemplarAugment()
     """Distortions of the exemplar; a probability of 0 switches one off."""
@@ -49,7 +55,7 @@ class DataConfig(_Strict):
     """Hole and crop."""
     recolour: PhotoRecolour = PhotoRecolour()
     """Changes of the photos' colours, for collections of a few dozen; off by default."""
-    geometry_variants: int | None = Field(default=None, ge=1)
+    geometry_variants: int | None = Field(default=None, ge=1, le=2**16)
     """Different crops and masks of an object. A number makes a latent bank possible, computed
     once; none draws fresh ones for every sample, as the paper does."""
 
@@ -104,7 +110,9 @@ class EMAConfig(_Strict):
 
     decay: float = Field(default=0.0, ge=0, lt=1)
     """Of the classic average, which validation, samples and export then use; 0 turns it off."""
-    lengths: tuple[Annotated[float, Field(gt=0, lt=0.289)], ...] = ()
+    lengths: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=0.289)], ...], Field(max_length=16)
+    ] = ()
     """Relative lengths of power-function averages (arXiv 2312.02696), such as 0.05 and 0.1. Two of
     them allow `pbe-train export --ema-length` to make the average of any length afterwards."""
     snapshot_every: int = Field(default=1000, ge=1)
@@ -114,7 +122,7 @@ class EMAConfig(_Strict):
 class LoRAConfig(_Strict):
     """Low-rank adapters (arXiv 2106.09685) instead of all weights."""
 
-    rank: int = Field(default=0, ge=0)
+    rank: int = Field(default=0, ge=0, le=1024)
     """0 turns them off."""
     alpha: float = Field(default=0.0, ge=0)
     """The adapters' output is scaled by alpha / rank; 0 takes the rank."""
@@ -165,15 +173,15 @@ class RunConfig(_Strict):
     """What is taken of `init`; without unet the denoiser starts from nothing."""
     train_tower: bool = False
     """Train the image tower along (it is frozen at official size)."""
-    seed: int = Field(default=0, ge=0)
-    steps: int = Field(default=100_000, ge=1)
-    batch_size: int = Field(default=256, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    steps: int = Field(default=100_000, ge=1, lt=10**8)
+    batch_size: int = Field(default=256, ge=1, le=2**16)
     """Samples an update, over all processes and accumulation steps."""
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=2**16)
     precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     """Compute the denoiser's activations again in the backward pass instead of keeping them."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads; 0 leaves torch's choice."""
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -217,35 +225,51 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{path}: {_one_sentence(error)}") from error
+        raise ValueError(f"{path}: {one_sentence(error)}") from error
     if not overrides:
         return config
     try:
         return tyro.cli(RunConfig, default=config, args=list(overrides), prog="pbe-train train")
     except ValidationError as error:
-        raise ValueError(_one_sentence(error)) from error
+        raise ValueError(one_sentence(error)) from error
 
 
 def _read(name: str, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Path]:
     """Entries of a file on top of those of its `base`, and the file."""
     places = [Path(name), *(file.parent / name for file in above[:1]), CONFIGS / f"{name}.toml"]
-    path = next((place for place in places if place.is_file()), None)
+    path = next((place for place in places if os.path.isfile(place)), None)
     if path is None:
         raise ValueError(
-            f"no configuration {name!r}: give the path of a TOML file or one of {bundled_configs()}"
+            f"no configuration '{shown(name)}': give the path of a TOML file or one of "
+            f"{bundled_configs()}"
         )
     if path in above:
         raise ValueError(f"{path} is its own base; name another file")
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}; correct that line") from error
+    if len(above) > _MOST_BASES:
+        raise ValueError(f"{path} is the base of more than {_MOST_BASES}; put some together")
+    values = _parse_toml(path)
     base = values.pop("base", None)
     if base is None:
         return values, path
     if not isinstance(base, str):
-        raise ValueError(f"{path}: base = {base!r} is wrong: give the name of a configuration")
+        raise ValueError(f"{path}: base = {shown(base)} is wrong: give the name of a configuration")
     return _over(_read(base, (path, *above))[0], values), path
+
+
+def _parse_toml(path: Path) -> dict[str, Any]:
+    try:
+        data = read_bytes(path, MAX_CONFIG)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {first_line(error)}; give another file") from error
+    try:
+        text = data.decode()
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.count(".") > _MOST_DOTS:
+                raise ValueError(f"line {number} has more than {_MOST_DOTS} dots")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else first_line(error)
+        raise ValueError(f"{path} is not valid TOML: {reason}; correct that line") from error
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -296,12 +320,15 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _one_sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+def one_sentence(error: ValidationError) -> str:
+    """The first thing that is wrong with a configuration."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = shown(".".join(str(part) for part in first["loc"]))
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         near = get_close_matches(where, _flat(RunConfig().model_dump()), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "pbe-train train CONFIG --help lists them"
-        return f"unknown entry {where!r}; {hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where} = {first['input']!r} is wrong: {message}" if where else message
+        return f"unknown entry '{where}'; {hint}"
+    message = first_line(ValueError(first["msg"].removeprefix("Value error, ")))
+    found = first["input"]
+    found = f"'{shown(found)}'" if isinstance(found, str) else shown(found)
+    return f"{where} = {found} is wrong: {message}" if where else message

@@ -81,14 +81,15 @@ def _check_jpeg(jpeg: bytes, has_one_scan: bool) -> None:
     A scan may go through all of the pixels and have thirty bytes.
     """
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
+        height, width = map(int, simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2])
     except ValueError:
         with photo_header(io.BytesIO(jpeg)) as header:
             width, height = header.size
-    if width * height > pixel_limit(len(jpeg)):
+    pixels = width * height
+    if pixels > pixel_limit(len(jpeg)):
         raise OSError("too many pixels")
     if not has_one_scan:
-        most = min(_MOST_SCANS, _MOST_WORK // (width * height))
+        most = min(_MOST_SCANS, _MOST_WORK // pixels)
         if sum(1 for _ in islice(_SCAN_START.finditer(jpeg), most + 1)) > most:
             raise OSError(f"more than {most} scans of {width} x {height} pixels")
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,10 @@ from pbe_model.mask import Box, box_mask
 from pbe_model.plan import plan_region
 from pbe_model.region import Region, crop, stitch
 from pbe_model.samplers import sample
+from pbe_model.untrusted import parse_json, shown
 from training.data import keyed_rng
+from training.headers import photo_size
+from training.index import numbered_lines, numbers
 from training.measures import cosine, descriptor, outline_step, psnr, wilson
 
 INDEX = "val/pairs.jsonl"
@@ -46,6 +51,7 @@ TRUTH = "the photo itself"
 
 _CANDIDATE_DRAWS = 5  # stream of `keyed_rng`, after those of training
 _SHOWN = 12
+_MAX_PIXELS = 2**27  # of all pairs together, 12 bytes each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,28 +318,60 @@ def load_pairs(root: Path, count: int) -> list[Pair]:
     """The first `count` held-out pairs of a demo set.
 
     Raises:
-        ValueError: No index, a malformed line, too few pairs, or a picture that cannot be read.
+        ValueError: No index, a malformed line, too few pairs, or pictures that cannot be read or
+            are too many pixels together.
     """
     path = Path(root) / INDEX
     if not path.is_file():
         raise ValueError(f"no held-out pairs at {path}; make them with `pbe-train prepare demo`")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = list(islice(numbered_lines(path), count))
     if len(lines) < count:
         raise ValueError(f"{path} holds {len(lines)} pairs, not {count}; ask for fewer")
-    pairs = []
-    for number, line in enumerate(lines[:count], start=1):
+    entries: list[tuple[list[Path], Box, str]] = []
+    for number, line in lines:
         try:
-            entry = json.loads(line)
-            x0, y0, x1, y1 = (int(value) for value in entry["box"])
-            files = Path(root) / entry["photo"], Path(root) / entry["exemplar"]
-            group = str(entry["group"])
-        except (ValueError, KeyError, TypeError) as error:
+            names, box, group = _parse_pair(line)
+        except ValueError as error:
             raise ValueError(
-                f"line {number} of {path} is no pair ({line[:80]}); make the set again"
+                f"line {number} of {path} is no pair ({shown(line, 80)}); make the set again"
             ) from error
+        entries.append(([Path(root) / name for name in names], box, group))
+    pixels = sum(_pixels(file) for files, _, _ in entries for file in files)
+    if pixels > _MAX_PIXELS:  # they are all in memory at once
+        raise ValueError(
+            f"the {count} pairs of {path} have {pixels:,} pixels, and {_MAX_PIXELS:,} are the "
+            "most; evaluate fewer"
+        )
+    pairs = []
+    for (number, _), (files, box, group) in zip(lines, entries, strict=True):
         photo, exemplar = map(read_image, files)
-        pairs.append(Pair(photo=photo, exemplar=exemplar, box=(x0, y0, x1, y1), group=group))
+        height, width = photo.shape[:2]
+        x0, y0, x1, y1 = box
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise ValueError(
+                f"line {number} of {path} has the box {shown(box, 80)} in a photo of {width} x "
+                f"{height} pixels; make the set again"
+            )
+        pairs.append(Pair(photo=photo, exemplar=exemplar, box=box, group=group))
     return pairs
+
+
+def _parse_pair(line: str) -> tuple[list[str], Box, str]:
+    """Names of photo and exemplar, the box, the group."""
+    match parse_json(line):
+        case {"photo": str(photo), "exemplar": str(exemplar), "group": str(group), "box": box}:
+            x0, y0, x1, y1 = numbers(box, 4)
+            if all(map(isfinite, (x0, y0, x1, y1))):
+                return [photo, exemplar], (int(x0), int(y0), int(x1), int(y1)), group
+    raise ValueError("it lacks a part")
+
+
+def _pixels(file: Path) -> int:
+    try:
+        width, height = photo_size(file)
+    except OSError:  # for which `read_image` has a sentence
+        return 0
+    return width * height
 
 
 def draw_candidates(groups: Sequence[str], number: int, seed: int) -> tuple[list[int], int]:

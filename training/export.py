@@ -20,8 +20,9 @@ from pbe_model import checkpoint, saving
 from pbe_model.config import CONFIGS
 from pbe_model.lora import save_lora
 from pbe_model.model import PaintByExample
+from pbe_model.untrusted import first_line, read_bytes
 from training import ema, state
-from training.config import RunConfig
+from training.config import MAX_CONFIG, RunConfig, one_sentence
 from training.diffusion import freeze, starting_model
 from training.lora import lora_state, merge_lora
 
@@ -136,11 +137,14 @@ def _config(run: Path, init: Path | None, init_tower: Path | None) -> RunConfig:
     if not file.is_file():
         raise ValueError(f"{run} is no training run: it has no config.json")
     try:
-        config = RunConfig.model_validate_json(file.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
+        config = RunConfig.model_validate_json(read_bytes(file, MAX_CONFIG))
+    except (ValidationError, OSError, ValueError) as error:
+        reason = first_line(error)
+        if isinstance(error, ValidationError):
+            reason = one_sentence(error)
         raise ValueError(
-            f"{file} is no configuration of this version ({str(error).splitlines()[0]}); train "
-            "and export with the same version"
+            f"{file} is no configuration of this version ({reason}); train and export with the "
+            "same version"
         ) from error
     moved = {"init": init, "init_tower": init_tower}
     config = config.model_copy(update={name: path for name, path in moved.items() if path})

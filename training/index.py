@@ -25,7 +25,7 @@ import shutil
 import tokenize
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -583,8 +583,8 @@ def _read_lines(path: Path, root: Path, min_area: float, max_area: float) -> Ite
                 'each line must read {"image": "path", "box": [x0, y0, x1, y1]}'
             ) from error
         if fits:
-            box = np.clip((x0, y0, x1, y1), 0, LARGEST).tolist()
-            boxes.append(tuple(box))
+            x0, y0, x1, y1 = (min(max(n, 0), LARGEST) for n in (x0, y0, x1, y1))
+            boxes.append((x0, y0, x1, y1))
             labels.append(entry.label)
     for image, (size, boxes, labels) in photos.items():
         yield PhotoBoxes(path=image, size=size, boxes=np.array(boxes, int), labels=labels)
@@ -664,7 +664,9 @@ def numbers(value: object, count: int) -> tuple[float, ...]:
     Raises:
         ValueError: Not a list of so many numbers.
     """
-    if isinstance(value, list) and len(value) == count:
-        with suppress(TypeError, ValueError, OverflowError):
-            return tuple(map(float, value))
-    raise ValueError(f"{shown(value, 80)} is not a list of {count} numbers")
+    if not isinstance(value, list) or len(value) != count:
+        raise ValueError(f"{shown(value, 80)} is not a list of {count} numbers")
+    try:
+        return tuple(map(float, value))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{shown(value, 80)} are not {count} numbers") from error

@@ -29,6 +29,7 @@ from training.index import BoxIndex, Photo, PhotoBoxes
 log = logging.getLogger(__name__)
 
 OPEN_FILES = 128  # per process; a shell often allows 1024
+_LONGEST_SUFFIX = 16  # a header has little room
 _MAX_RECORD = 2**24  # bytes of a photo's boxes in a shard
 
 
@@ -83,7 +84,9 @@ class ShardWriter:
             "labels": photo.labels,
         }
         name = f"{self._count:09d}"  # webdataset ends a key at its first dot, so no file names
-        image = _member(name + (PurePosixPath(photo.path).suffix.lower() or ".jpg"), data)
+        suffix = PurePosixPath(photo.path).suffix.lower()
+        suffix = suffix if 1 < len(suffix) <= _LONGEST_SUFFIX else ".jpg"
+        image = _member(name + suffix, data)
         text = _member(name + ".json", json.dumps(record).encode())
         used = self._file.tell() if self._file is not None else 0
         if used + len(image) + len(text) + tarfile.RECORDSIZE > self.max_bytes:
@@ -141,10 +144,10 @@ def _read_members(file: BinaryIO, number: int) -> Iterator[PhotoBoxes]:
     total = os.fstat(file.fileno()).st_size
     image: tuple[int, int] | None = None
     while True:
-        try:
-            member = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "strict")
-        except tarfile.EOFHeaderError:  # zeros
+        header = file.read(tarfile.BLOCKSIZE)
+        if header == bytes(tarfile.BLOCKSIZE):  # the end
             return
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
         name, offset, length = shown(member.name, 80), file.tell(), member.size
         if member.type != tarfile.REGTYPE:
             raise ValueError(f"'{name}' is not a regular file")

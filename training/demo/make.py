@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pbe_model.files import replacing
+from pbe_model.untrusted import read_json, shown
 from training.prepare.workers import process_map
 
 from .composite import Box, Composer, Picture
@@ -34,6 +35,7 @@ from .sources import (
 )
 
 CATALOGUE = Path(__file__).parent
+_MAX_SETTINGS = 2**16  # bytes
 
 
 def prepare_demo(
@@ -160,11 +162,9 @@ def _claim(out: Path, settings: dict) -> None:
     """Refuse to mix two sets in one folder: kept files would not fit the new boxes."""
     path = out / "demo.json"
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        remedy = "give another folder, or delete this one"
+        found = read_json(path, _MAX_SETTINGS, remedy)
         if found != settings:
-            raise ValueError(
-                f"{out} was begun with {found}, not with {settings}; give another folder, or "
-                f"delete this one."
-            )
+            raise ValueError(f"{out} was begun with {shown(found)}, not with {settings}; {remedy}.")
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings), encoding="utf-8")

@@ -19,6 +19,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from pbe_model.untrusted import first_line, open_regular
+from training.headers import photo_header
+
 from .composite import Picture, alpha_box
 
 CUTOUT_SIDE = 192  # long side of a prepared cut-out
@@ -126,7 +129,7 @@ def prepare_sources(root: Path, out: Path, sources: list[Source]) -> None:
             backgrounds a short side of at most 640.
 
     Raises:
-        ValueError: the package no longer holds a listed picture.
+        ValueError: the package no longer holds a listed picture, or a damaged one.
     """
     for source in tqdm(sources, desc="scale"):
         target = out / source.prepared
@@ -138,10 +141,8 @@ def prepare_sources(root: Path, out: Path, sources: list[Source]) -> None:
                 f"{source.package} holds no {source.path}; use the package of Debian 12 "
                 f"(bookworm), or take {source.id!r} out of the catalogue."
             )
-        with Image.open(path) as image:
-            # JPEG only: decode 4096 pixels and more at a fraction of their size.
-            image.draft("RGB", (2 * BACKGROUND_SIDE, 2 * BACKGROUND_SIDE))
-            save_once(target, (shrink_cutout if source.group else shrink_background)(image))
+        image = _read_picture(path, "unpack the package again")
+        save_once(target, (shrink_cutout if source.group else shrink_background)(image))
 
 
 def shrink_cutout(image: Image.Image) -> Image.Image:
@@ -166,9 +167,27 @@ def _shrink(image: Image.Image, scale: float) -> Image.Image:
 
 
 def load(source: Source, out: Path) -> Picture:
-    """Read a scaled picture of the demo folder."""
-    with Image.open(out / source.prepared) as image:
-        return Picture(id=source.id, group=source.group, pixels=np.asarray(image))
+    """Read a scaled picture of the demo folder.
+
+    Raises:
+        ValueError: It is damaged, or not what `prepare_sources` makes.
+    """
+    path, remedy = out / source.prepared, "delete it and start the same command again"
+    image, mode = _read_picture(path, remedy), "RGBA" if source.group else "RGB"
+    if image.mode != mode:
+        raise ValueError(f"{path} has the mode {image.mode}, not {mode}; {remedy}.")
+    return Picture(id=source.id, group=source.group, pixels=np.asarray(image))
+
+
+def _read_picture(path: Path, remedy: str) -> Image.Image:
+    try:
+        with open_regular(path) as file, photo_header(file) as image:
+            # JPEG only: decode 4096 pixels and more at a fraction of their size.
+            image.draft("RGB", (2 * BACKGROUND_SIDE, 2 * BACKGROUND_SIDE))
+            image.load()
+            return image
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path} ({first_line(error)}); {remedy}.") from error
 
 
 def fingerprint(sources: list[Source]) -> str:

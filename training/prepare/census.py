@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pbe_model.untrusted import shown
 from training.index import PhotoBoxes
 
 AREA_EDGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
@@ -78,7 +79,10 @@ def table(splits: dict[str, Census], left_out: dict[str, dict[str, int]]) -> str
     together = sum((c.labels for c in columns), Counter())
     if frequent := [pair for pair in _by_frequency(together)[:_LABELS] if pair[0]]:
         rows.append(("most frequent labels", []))
-        rows += [(f"  {label}", [f"{c.labels[label]:,}" for c in columns]) for label, _ in frequent]
+        rows += [
+            (f"  {shown(label, 40)}", [f"{c.labels[label]:,}" for c in columns])
+            for label, _ in frequent
+        ]
     for heading, counts in left_out.items():
         if counts:
             rows.append((heading, []))

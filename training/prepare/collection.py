@@ -25,8 +25,9 @@ from typing import Any
 from tqdm import tqdm
 
 from pbe_model.files import replacing
+from pbe_model.untrusted import first_line, printable, read_json, shown
 from training.decode import decode_photo
-from training.headers import photo_size
+from training.headers import photo_size, read_photo
 from training.index import LARGEST, BoxIndex, IndexWriter, PhotoBoxes
 from training.prepare.annotations import CLIPPED, Annotated, BoxFilter, Reader, Unusable
 from training.prepare.census import Census, table
@@ -41,6 +42,8 @@ CHUNK = 256
 _HASHES = 2**64
 _WORK = "prepare.partial"
 _SETTINGS = "prepare.json"
+_MAX_SETTINGS = 2**24  # bytes
+_SHOWN = 3
 _NO_FILE = "no such file"
 _WITHOUT_BOX = "without a box left"
 
@@ -166,21 +169,24 @@ def _claim(out: Path, settings: dict[str, Any]) -> Path:
     path, work = out / _SETTINGS, out / _WORK
     settings = json.loads(json.dumps(settings))
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        remedy = "give another --out, or delete that folder"
+        found = read_json(path, _MAX_SETTINGS, remedy)
         names = sorted(k for k in found | settings if found.get(k) != settings.get(k))
         if names:
-            differences = ", ".join(
-                f"{name} {found.get(name)} (now {settings.get(name)})" for name in names
-            )
-            raise ValueError(
-                f"'{out}' was begun with {differences}; give another --out, or delete that folder"
-            )
+            differences = [
+                f"{shown(name, 40)} {shown(found.get(name), 80)} (now {settings.get(name)})"
+                for name in names[:_SHOWN]
+            ]
+            if len(names) > _SHOWN:
+                differences.append(f"{len(names) - _SHOWN} others")
+            raise ValueError(f"'{out}' was begun with {', '.join(differences)}; {remedy}")
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot make the folder '{work}': {error.strerror}") from error
     with replacing(path) as part:
-        part.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
+        text = json.dumps(settings, ensure_ascii=False, indent=1)
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # of surrogates
     return work
 
 
@@ -226,13 +232,12 @@ def _examine_photos(job: _Job, entries: list[Any]) -> Piece:
         try:
             annotated = job.reader.read(entry)
             name = annotated.path
-            if not name.isascii() and "\udc80" <= max(name) <= "\udcff":
+            if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
                 raise Unusable("its name is not UTF-8")
             size = _check(job.reader.images / name, job.verify)
             boxes, labels = job.box_filter.apply(annotated, size, piece.counts)
         except (OSError, Unusable) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            piece.unusable.append((name, " ".join(reason.split())))
+            piece.unusable.append((name, first_line(error)))
             continue
         if labels:
             photo = PhotoBoxes(path=name, size=size, boxes=boxes, labels=labels)
@@ -255,7 +260,7 @@ def _check(path: Path, verify: bool) -> tuple[int, int]:
     if max(width, height) > LARGEST:
         raise Unusable(f"{width} x {height} pixels; a side may have {LARGEST}")
     if verify:
-        decoded = decode_photo(path.read_bytes()).shape
+        decoded = decode_photo(read_photo(path)).shape
         if decoded[:2] != (height, width):
             raise Unusable(f"{width} x {height} by its header, {decoded[1]} x {decoded[0]} decoded")
     return width, height
@@ -326,9 +331,8 @@ def _write_index(folder: Path, photos: Iterable[PhotoBoxes], meta: dict[str, Any
 
 def _write_unusable(path: Path, pieces: list[Path]) -> None:
     """A line a photo: its path, a tab, the reason; empty if all is well."""
-    with (
-        replacing(path) as part,
-        part.open("w", encoding="utf-8", errors="surrogateescape") as file,
-    ):
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         for piece in map(Piece.load, pieces):
-            file.writelines(f"{name}\t{reason}\n" for name, reason in piece.unusable)
+            file.writelines(
+                f"{printable(name)}\t{shown(reason)}\n" for name, reason in piece.unusable
+            )

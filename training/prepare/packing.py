@@ -12,7 +12,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from pbe_model.untrusted import first_line
 from training.decode import decode_photo
+from training.headers import read_photo
 from training.index import PhotoBoxes
 from training.prepare.pieces import Piece, finish
 from training.shards import ShardWriter
@@ -120,10 +122,10 @@ def _write_shard(job: _Job, name: str, photos: list[PhotoBoxes]) -> Piece:
     with ShardWriter(folder, max_bytes=2**62) as writer:
         for photo in photos:
             try:
-                data = (job.images / photo.path).read_bytes()
+                data = read_photo(job.images / photo.path)
                 piece.photos.append(writer.add(*_shrunk(photo, data, job.packing.max_side)))
             except OSError as error:
-                piece.unusable.append((photo.path, error.strerror or str(error)))
+                piece.unusable.append((photo.path, first_line(error)))
     for shard in writer.names:
         (folder / shard).replace(job.shards / f"{name}.tar")
     shutil.rmtree(folder)

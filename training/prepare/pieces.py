@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from pbe_model.files import replacing
+from pbe_model.untrusted import first_line, open_regular, printable, read_json
 from training.index import PhotoBoxes
+
+_MAX_PIECE = 2**33  # bytes: all annotations may be of one photo, and they are longer here
 
 
 @dataclass
@@ -36,15 +37,30 @@ class Piece:
         Args:
             path: Its file.
             wanted: Given the path of a photo, whether to take it; by default all are.
+
+        Raises:
+            ValueError: It is damaged.
         """
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        photos = [
-            PhotoBoxes(**{**photo, "size": tuple(photo["size"]), "boxes": np.array(photo["boxes"])})
-            for photo in stored["photos"]
-            if wanted is None or wanted(photo["path"])
-        ]
-        unusable = [(path, reason) for path, reason in stored["unusable"]]
-        return cls(photos, unusable, Counter(stored["counts"]))
+        remedy = f"delete the folder '{printable(path.parent)}' and start the same command again"
+        stored = read_json(path, _MAX_PIECE, remedy)
+        records, pairs, counts = (stored.get(name) for name in ("photos", "unusable", "counts"))
+        try:
+            if not isinstance(records, list):
+                raise ValueError("it has no list of photos")
+            photos = [PhotoBoxes.from_json(record) for record in records]
+            if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
+                raise ValueError("it has no list of paths with reasons")
+            if not isinstance(counts, dict) or not all(type(n) is int for n in counts.values()):
+                raise ValueError("it has no counts")
+        except ValueError as error:
+            raise ValueError(
+                f"'{printable(path)}' is damaged ({first_line(error)}); {remedy}"
+            ) from error
+        return cls(
+            [photo for photo in photos if wanted is None or wanted(photo.path)],
+            [(name, reason) for name, reason in pairs],
+            Counter(counts),
+        )
 
 
 def finish(path: Path, inputs: Iterable[str], work: Callable[[], Piece]) -> Path:
@@ -55,11 +71,9 @@ def finish(path: Path, inputs: Iterable[str], work: Callable[[], Piece]) -> Path
         inputs: What the work starts from, by name.
         work: Does it.
     """
-    digest = hashlib.sha256("\0".join(inputs).encode("utf-8", "surrogateescape")).hexdigest()
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            if file.readline().strip() == f'{{"inputs": "{digest}",':
-                return path
+    digest = hashlib.sha256("\0".join(inputs).encode("utf-8", "surrogatepass")).hexdigest()
+    if _first_bytes(path, 100).startswith(f'{{"inputs": "{digest}",\n'.encode()):
+        return path
     piece = work()
     names = ("path", "size", "labels", "shard", "offset", "length")
     stored = {
@@ -74,3 +88,16 @@ def finish(path: Path, inputs: Iterable[str], work: Callable[[], Piece]) -> Path
         text = json.dumps(stored, separators=(",", ":"))
         part.write_text(f'{{"inputs": "{digest}",\n{text[1:]}', encoding="utf-8")
     return path
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    """None of what is not there, and of what no piece is written to."""
+    try:
+        with open_regular(path) as file:
+            return file.read(count)
+    except (OSError, ValueError):
+        return b""
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)

@@ -1,4 +1,4 @@
-"""What readers of annotations have in common: what they yield, and how they read text."""
+"""What readers of annotations have in common: what they yield, and how they read files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from pbe_model.image_io import SUFFIXES
+from pbe_model.untrusted import first_line, printable, read_bytes, shown
 
 NO_FLAGS: frozenset[str] = frozenset()
 
@@ -110,38 +111,47 @@ class Reader(ABC):
         return entry
 
 
+MAX_ANNOTATIONS = 2**31
+"""Bytes of a file that annotates a collection. This and the limit below are beyond any there is."""
+MAX_OF_PHOTO = 2**24
+"""Bytes of a text file that annotates one photo."""
+
+
 def malformed(path: Path, number: int, line: str, expected: str) -> ValueError:
     """The error for a line (numbered from 1) that is not as expected."""
-    return ValueError(f"line {number} of '{path}' ({line.strip()[:80]!r}) is not {expected}")
+    return ValueError(
+        f"line {number} of '{printable(path)}' ('{shown(line.strip(), 80)}') is not {expected}"
+    )
 
 
-def read_text(path: Path) -> str:
-    """A whole text file in UTF-8, with or without a byte order mark, line ends unified.
+def read_whole(path: Path, limit: int) -> bytes:
+    """The content of a regular file.
 
     Raises:
-        ValueError: It cannot be read, or is not UTF-8.
+        ValueError: It cannot be read, or has more than `limit` bytes.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"'{path}' is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except OSError as error:
-        raise ValueError(f"cannot read '{path}': {error.strerror}") from error
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a text file that are not blank, stripped, numbered from 1."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line := line.strip():
-            yield number, line
+        return read_bytes(path, limit)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read '{printable(path)}': {first_line(error)}") from error
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...] = tuple(SUFFIXES)) -> list[str]:
-    """Files with one of the suffixes (lower case), relative, with forward slashes, sorted."""
-    found = [
-        (Path(base) / name).relative_to(folder).as_posix()
-        for base, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(suffixes) and not name.startswith(".")  # "._1.jpg" by macOS
-    ]
+    """Files with one of the suffixes (lower case), relative, with forward slashes, sorted.
+
+    Links are followed, but no folder is entered twice: they could lead around in circles.
+    """
+    found, entered = [], set()
+    for base, folders, names in os.walk(folder, followlinks=True):
+        stat = os.stat(base)
+        if (place := (stat.st_dev, stat.st_ino)) in entered:
+            folders.clear()
+            continue
+        entered.add(place)
+        folders.sort()
+        found += [
+            (Path(base) / name).relative_to(folder).as_posix()
+            for name in names
+            if name.lower().endswith(suffixes) and not name.startswith(".")  # "._1.jpg" by macOS
+        ]
     return sorted(found)

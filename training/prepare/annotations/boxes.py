@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
-from .base import Annotated, MarkedBox, Reader, malformed, numbered_lines
+from training.index import numbered_lines, parse_box
+
+from .base import Annotated, MarkedBox, Reader, malformed
 
 _EXPECTED = '{"image": "path", "box": [x0, y0, x1, y1]}'
 
@@ -26,14 +27,12 @@ class Boxes(Reader):
         photos: dict[str, Annotated] = {}
         for number, line in numbered_lines(self.annotations):
             try:
-                entry = json.loads(line)
-                x0, y0, x1, y1 = (float(value) for value in entry["box"])
-                size = entry.get("size")
-                frame = (float(size[0]), float(size[1])) if size else None
-                label = str(entry.get("label", entry.get("group", "")))
-                photo = photos.setdefault(entry["image"], Annotated(entry["image"], [], frame))
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                entry = parse_box(line, labels=("label", "group"))
+            except ValueError as error:
                 raise malformed(self.annotations, number, line, _EXPECTED) from error
-            photo.boxes.append(MarkedBox(x0, y0, x1, y1, label))
+            x0, y0, x1, y1 = entry.box
+            frame = (entry.size[0], entry.size[1]) if entry.size else None
+            photo = photos.setdefault(entry.image, Annotated(entry.image, [], frame))
+            photo.boxes.append(MarkedBox(x0, y0, x1, y1, entry.label))
         self.total = len(photos)
         yield from photos.values()

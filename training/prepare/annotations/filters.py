@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -106,11 +107,13 @@ def _scale(frame: tuple[float, float] | None, size: tuple[int, int]) -> tuple[fl
     """Pixels of the upright photo a unit of the frame."""
     if frame is None:
         return 1.0, 1.0
+    if not all(0 < side < math.inf for side in frame):
+        raise Unusable(f"annotated as {frame[0]:.9g} x {frame[1]:.9g}")
     scale = size[0] / frame[0], size[1] / frame[1]
     off = abs(frame[0] * scale[1] - size[0])  # pixels that a resize would have to stretch
     if frame != (1, 1) and off > max(1.0, _SAME_SHAPE * size[0]):
         raise Unusable(
-            f"annotated as {frame[0]:.0f} x {frame[1]:.0f}, but upright it is {size[0]} x {size[1]}"
+            f"annotated as {frame[0]:.9g} x {frame[1]:.9g}, but upright it is {size[0]} x {size[1]}"
         )
     return scale
 

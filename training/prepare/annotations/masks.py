@@ -13,6 +13,8 @@ from pbe_model.image_io import read_mask
 
 from .base import Annotated, MarkedBox, Reader, Unusable, files_below
 
+_MOST_BLOBS = 2**16  # more are noise, and would take gigabytes
+
 
 @dataclass
 class Masks(Reader):
@@ -53,7 +55,11 @@ class Masks(Reader):
         blobs: Any = object_mask.astype(np.int32)
         if not self.whole:
             labelled: Any = ndimage.label(object_mask, structure=np.ones((3, 3)))  # 8 neighbours
-            blobs = labelled[0]
+            blobs, count = labelled
+            if count > _MOST_BLOBS:
+                raise Unusable(
+                    f"its mask has {count:,} white blobs, and {_MOST_BLOBS:,} are the most"
+                )
         height, width = object_mask.shape
         boxes = [
             MarkedBox(columns.start, rows.start, columns.stop, rows.stop)

@@ -12,9 +12,14 @@ import io
 import os
 import string
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
-from .base import Annotated, MarkedBox, Reader, malformed, numbered_lines
+from pbe_model.untrusted import first_line, open_regular, shown
+from training.index import MAX_LABELS, numbered_lines
+
+from .base import MAX_OF_PHOTO, Annotated, MarkedBox, Reader, malformed
 
 _FLAGS = {
     "IsGroupOf": "group",
@@ -25,6 +30,8 @@ _FLAGS = {
 }
 _COLUMNS = ("ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax")
 _CLASS_NAMES = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv")
+_MAX_ROW = 2**20  # characters
+_MAX_BOXES = 2**20  # of a photo
 _EVERY = 4096  # photos between estimates of their number
 _TRAIN = tuple(f"train_{digit}" for digit in string.hexdigits[:16])
 
@@ -57,7 +64,7 @@ class Table(Reader):
         subset = next((s for s in ("validation", "test") if s in self.annotations.name), "train")
         there = {folder for folder in (*_TRAIN, subset) if (self.images / folder).is_dir()}
         size, count = self.annotations.stat().st_size, 0
-        with self.annotations.open("rb") as raw:
+        with self._open() as raw:
             for image, boxes in self._photos(raw, names):
                 folder = f"train_{image[0]}" if subset == "train" and there - {subset} else subset
                 if there and folder not in there:
@@ -69,23 +76,29 @@ class Table(Reader):
                     self.total = round(count * size / max(raw.tell(), 1))
                 yield Annotated(f"{folder}/{name}" if there else name, boxes, frame=(1, 1))
 
-    def _photos(
-        self, raw: io.BufferedReader, names: dict[str, str]
-    ) -> Iterator[tuple[str, list[MarkedBox]]]:
-        rows = csv.reader(io.TextIOWrapper(raw, "utf-8-sig", newline=""))
-        header = next(rows, [])
-        if missing := [name for name in _COLUMNS if name not in header]:
-            raise ValueError(
-                f"'{self.annotations}' has no column {', '.join(missing)} in its first line; give "
-                "a table of boxes such as oidv6-train-annotations-bbox.csv"
-            )
-        image, label, *corners = (header.index(name) for name in _COLUMNS)
-        left, top, right, bottom = corners
-        marks = [(header.index(name), flag) for name, flag in _FLAGS.items() if name in header]
-        flags = {}  # rows have few combinations: one set for each
-        current, boxes = "", []
-        row: list[str] = []
+    def _open(self) -> BinaryIO:
         try:
+            return open_regular(self.annotations)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read '{self.annotations}': {first_line(error)}") from error
+
+    def _photos(
+        self, raw: BinaryIO, names: dict[str, str]
+    ) -> Iterator[tuple[str, list[MarkedBox]]]:
+        text = io.TextIOWrapper(raw, "utf-8-sig", newline="")
+        rows = csv.reader(iter(partial(text.readline, _MAX_ROW), ""))
+        current, boxes, row = "", [], []
+        try:
+            header = next(rows, [])
+            if missing := [name for name in _COLUMNS if name not in header]:
+                raise ValueError(
+                    f"'{self.annotations}' has no column {', '.join(missing)} in its first line; "
+                    "give a table of boxes such as oidv6-train-annotations-bbox.csv"
+                )
+            image, label, *corners = (header.index(name) for name in _COLUMNS)
+            left, top, right, bottom = corners
+            marks = [(header.index(name), flag) for name, flag in _FLAGS.items() if name in header]
+            flags = {}  # rows have few combinations: one set for each
             for row in rows:
                 if row[image] != current:
                     if boxes:
@@ -93,9 +106,15 @@ class Table(Reader):
                     if row[image] < current:
                         raise ValueError(
                             f"line {rows.line_num} of '{self.annotations}' goes back from photo "
-                            f"{current} to {row[image]}; sort the rows by ImageID"
+                            f"{shown(current, 40)} to {shown(row[image], 40)}; sort the rows by "
+                            "ImageID"
                         )
                     current, boxes = row[image], []
+                if len(boxes) == _MAX_BOXES or not current:
+                    raise ValueError(
+                        f"line {rows.line_num} of '{self.annotations}' names no photo, or one with "
+                        f"more than {_MAX_BOXES:,} boxes; correct the table"
+                    )
                 # Unknown is -1 in some of the files, and then no mark.
                 combination = tuple(row[column] == "1" for column, _ in marks)
                 if combination not in flags:
@@ -122,8 +141,14 @@ class Table(Reader):
         for name in _CLASS_NAMES:
             path = self.annotations.parent / name
             if path.is_file():
-                rows = csv.reader(line for _, line in numbered_lines(path))
-                return {row[0]: row[1] for row in rows if len(row) == 2}
+                rows = csv.reader(line for _, line in numbered_lines(path, MAX_LABELS))
+                try:
+                    return {row[0]: row[1] for row in rows if len(row) == 2}
+                except csv.Error as error:
+                    raise ValueError(
+                        f"'{path}' is not a table of class names ({first_line(error)}); correct it "
+                        "or move it away"
+                    ) from error
         return {}
 
 
@@ -155,7 +180,7 @@ class TextTree(Reader):
     def read(self, entry: str) -> Annotated:
         """See `Reader`."""
         path, boxes = self.annotations / entry, []
-        for number, line in numbered_lines(path):
+        for number, line in numbered_lines(path, MAX_OF_PHOTO):
             fields = line.split(maxsplit=4)
             try:
                 x0, y0, x1, y1 = (float(field) for field in fields[:4])

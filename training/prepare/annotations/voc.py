@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 from pbe_model.image_io import SUFFIXES
+from pbe_model.untrusted import first_line, printable
 
-from .base import NO_FLAGS, Annotated, MarkedBox, Reader, files_below
+from .base import NO_FLAGS, Annotated, MarkedBox, Reader, files_below, read_whole
 
+_MAX_XML = 2**22  # bytes
+_MAX_DEPTH = 100
 _FLAGS = ("difficult", "truncated", "occluded")
 
 
@@ -34,23 +39,23 @@ class Voc(Reader):
     def read(self, entry: str) -> Annotated:
         """See `Reader`."""
         path = self.annotations / entry
+        name, text = printable(path), read_whole(path, _MAX_XML)
         try:
-            root = ElementTree.parse(path).getroot()
-        except (ElementTree.ParseError, ValueError) as error:
-            line = getattr(error, "position", (1, 0))[0]
-            raise ValueError(f"line {line} of '{path}' is not XML ({error})") from error
-        except OSError as error:
-            raise ValueError(f"cannot read '{path}': {error.strerror}") from error
+            root = _parse(text)
+        except expat.ExpatError as error:
+            raise ValueError(f"line {error.lineno} of '{name}' is not XML ({error})") from error
+        except (ValueError, LookupError) as error:
+            raise ValueError(f"'{name}' is not XML of annotations ({first_line(error)})") from error
         boxes = []
         for number, thing in enumerate(root.iter("object"), start=1):
             try:
                 x0, y0, x1, y1 = (
-                    float(thing.findtext(f"bndbox/{name}", "missing"))
-                    for name in ("xmin", "ymin", "xmax", "ymax")
+                    float(thing.findtext(f"bndbox/{side}", "missing"))
+                    for side in ("xmin", "ymin", "xmax", "ymax")
                 )
             except ValueError as error:
                 raise ValueError(
-                    f"object {number} of '{path}' has no bndbox with the numbers xmin, ymin, xmax "
+                    f"object {number} of '{name}' has no bndbox with the numbers xmin, ymin, xmax "
                     "and ymax"
                 ) from error
             flags = frozenset(flag for flag in _FLAGS if thing.findtext(flag, "0").strip() == "1")
@@ -66,6 +71,40 @@ class Voc(Reader):
         names += [here.stem + suffix for s in SUFFIXES for suffix in (s, s.upper())]
         paths = [(here.parent / name).as_posix() for name in names]
         return next((path for path in paths if (self.images / path).is_file()), paths[0])
+
+
+def _parse(text: bytes) -> ElementTree.Element:
+    """A document without entities of its own, which may stand for any amount of text.
+
+    Raises:
+        expat.ExpatError: Not XML.
+        ValueError: Entities, more levels than annotations have, or an encoding of several bytes.
+        LookupError: An encoding that there is not.
+    """
+    builder, depth = ElementTree.TreeBuilder(), 0
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+        builder.start(name, attributes)
+
+    def end(name: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(name)
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("it declares entities")
+
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = builder.data
+    parser.EntityDeclHandler = refuse
+    parser.Parse(text, True)
+    return builder.close()
 
 
 def _stated_size(root: ElementTree.Element) -> tuple[float, float] | None:

@@ -6,6 +6,7 @@ the photo's size (https://docs.ultralytics.com/datasets). An outline gives the b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,15 @@ from typing import Any
 
 import yaml
 
-from .base import Annotated, MarkedBox, Reader, files_below, malformed, numbered_lines, read_text
+from pbe_model.untrusted import printable, shown
+from training.index import MAX_LABELS, numbered_lines
 
+from .base import MAX_OF_PHOTO, Annotated, MarkedBox, Reader, files_below, malformed, read_whole
+
+_MAX_YAML = 2**20  # bytes, which take the parser a second
+_MAX_DEPTH = 32
+_MAX_NODES = 2**16
+_CLASS = re.compile(r"\d{1,9}")  # longer ones could be chosen such that they all hash alike
 _EXPECTED = "'class cx cy width height' or 'class x1 y1 x2 y2 x3 y3 ...' in shares of the photo"
 
 
@@ -50,7 +58,7 @@ class Yolo(Reader):
     def read(self, entry: str) -> Annotated:
         """See `Reader`."""
         path, boxes = self._text(entry), []
-        for number, line in numbered_lines(path):
+        for number, line in numbered_lines(path, MAX_OF_PHOTO):
             try:
                 kind, *values = line.split()
                 label = self.names.get(int(kind), kind)
@@ -88,18 +96,45 @@ class Yolo(Reader):
             if (path := place / "data.yaml").is_file():
                 return _names_of_yaml(path)
             if (path := place / "classes.txt").is_file():
-                return dict(enumerate(line for _, line in numbered_lines(path)))
+                return dict(enumerate(line for _, line in numbered_lines(path, MAX_LABELS)))
         return {}
 
 
+class _Loader(yaml.BaseLoader):
+    """Makes strings, lists and dictionaries of a document of bounded depth and size, nothing else.
+
+    Merges (`<<`) stay what they are, for a chain of them may multiply.
+    """
+
+    def __init__(self, text: bytes) -> None:
+        super().__init__(text)
+        self._nodes = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._nodes += 1
+        self._depth += 1
+        if self._depth > _MAX_DEPTH or self._nodes > _MAX_NODES:
+            raise yaml.YAMLError(f"more than {_MAX_DEPTH} levels or {_MAX_NODES:,} entries")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
 def _names_of_yaml(path: Path) -> dict[int, str]:
+    text = read_whole(path, _MAX_YAML)
     try:
-        content: Any = yaml.safe_load(read_text(path))
-        names = content.get("names", {})
-        pairs = names.items() if isinstance(names, dict) else enumerate(names)
-        return {int(number): str(name) for number, name in pairs}
-    except yaml.YAMLError as error:
-        reason = str(error).replace("\n", " ")
-        raise ValueError(f"'{path}' is not YAML: {reason}") from error
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"'{path}' has no list of class names under 'names'") from error
+        content = _Loader(text).get_single_data()
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"'{printable(path)}' is not YAML: {shown(reason)}") from error
+    names = content.get("names", {}) if isinstance(content, dict) else None
+    if isinstance(names, list):
+        names = {str(number): name for number, name in enumerate(names)}
+    if not isinstance(names, dict) or not all(
+        _CLASS.fullmatch(number) and isinstance(name, str) for number, name in names.items()
+    ):
+        raise ValueError(
+            f"'{printable(path)}' has no list of class names under 'names'; write "
+            "'names: [cat, dog]', for example"
+        )
+    return {int(number): name for number, name in names.items()}
