@@ -14,6 +14,8 @@ from .untrusted import parse_json
 METADATA_KEY = "pbe_config"
 """Under which our files hold their configuration, as JSON."""
 
+_MAX_STATED = 2**16  # letters of a configuration; ours have about a thousand
+
 TOWER = "cond_stage_model.transformer.vision_model."
 
 TEXT_ENCODER = "cond_stage_model.transformer.text_model."
@@ -74,6 +76,8 @@ def is_stable_diffusion(tensors: Mapping[str, Tensor]) -> bool:
 
 def _stated(text: str) -> PBEConfig:
     try:
+        if len(text) > _MAX_STATED:
+            raise ValueError(f"it has {len(text):,} letters")
         values = parse_json(text)
         if not isinstance(values, dict):
             raise ValueError(f"it is no object but {type(values).__name__}")

@@ -102,6 +102,6 @@ def _check_config(path: Path, values: Mapping[str, Any], sizes: ExemplarConfig) 
     for name, value in expected.items():
         if tower.get(name, value) != value:
             raise ValueError(
-                f"{path} has {name} {shown(repr(tower[name]))} and this model's image tower {value!r}; "
-                f"give {PUBLISHED} or a fine-tune of it"
+                f"{path} has {name} {shown(repr(tower[name]))} and this model's image tower "
+                f"{value!r}; give {PUBLISHED} or a fine-tune of it"
             )

@@ -27,7 +27,6 @@ _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # how files of before t
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _TAR = slice(257, 262)  # where a tar archive, of torch before 0.2, says "ustar"
 _COUNT = struct.Struct("<q")  # of elements, before each storage of the legacy format
-_MAX_DIMS = 64  # as torch has it
 _MOST = 2**63 - 1
 # Weights of several layers may be one tensor, and the file has it once: so the tensors together
 # may be larger than the file, but not at will.
@@ -233,40 +232,33 @@ class _Tensors:
         self._mapped = mapped
         self._left = _CLAIM * len(data) + _SMALL_CLAIM  # bytes that further tensors may have
         self._storages: dict[str, Tensor] = {}
-        # What has been seen, and what became of it; the former kept, as its id is the key.
+        # What has been seen, and what became of it; the former is kept, as its id is the key.
         self._done: dict[int, tuple[Any, Any]] = {}
 
     def put_into(self, value: Any, depth: int = 0) -> Any:
         """The value with tensors in it; dictionaries and lists are changed in place."""
         if depth > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+        if not isinstance(value, (dict, list, tuple, TensorRecord)):
+            return Stub() if isinstance(value, Storage) else value
         if id(value) in self._done:
             return self._done[id(value)][1]
-        result = value
-        match value:
-            case dict() | list():
-                self._done[id(value)] = value, value  # before its items, which it may be among
-                for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-                    value[key] = self.put_into(item, depth + 1)
-                return value
-            case tuple():
-                result = tuple(self.put_into(item, depth + 1) for item in value)
-            case TensorRecord():
-                result = self._tensor(value)
-            case Storage():
-                result = Stub()
+        if isinstance(value, (dict, list)):
+            self._done[id(value)] = value, value  # before its items, which it may be among
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                value[key] = self.put_into(item, depth + 1)
+            return value
+        if isinstance(value, tuple):
+            result = tuple(self.put_into(item, depth + 1) for item in value)
+        else:
+            result = self._tensor(value)
         self._done[id(value)] = value, result
         return result
 
     def _tensor(self, record: TensorRecord) -> Tensor:
         dtype = getattr(torch, record.dtype)
         offset, size, stride = record.offset, record.size, record.stride
-        numbers = (offset, *size, *stride)
-        if (
-            len(size) != len(stride)
-            or len(size) > _MAX_DIMS
-            or not all(0 <= number <= _MOST for number in numbers)
-        ):
+        if not all(0 <= number <= _MOST for number in (offset, *size, *stride)):
             raise ValueError(f"a tensor has the size {shown(size)} and strides {shown(stride)}")
         count = math.prod(size)
         if not count:

@@ -18,8 +18,14 @@ from typing import Any
 MAX_LENGTH = 64 * 2**20
 """Bytes of a program; that of the official checkpoint has half a megabyte."""
 
-MAX_STEPS = 1_000_000
-"""Instructions; the official checkpoint's has 120,000."""
+MAX_STEPS = 500_000
+"""Instructions; that of the official checkpoint has 92,000."""
+
+MAX_TEXT = 2**20
+"""Bytes of a text."""
+
+MAX_DIMS = 64
+"""Dimensions of a tensor, as torch has it."""
 
 MAX_DEPTH = 100
 """Levels of dictionaries, lists and tuples inside each other."""
@@ -271,7 +277,10 @@ class Machine:
         return bytes(self._take(self._number(length)))
 
     def _text(self, length: struct.Struct) -> str:
-        return self._bytes(length).decode("utf-8", "surrogatepass")
+        count = self._number(length)
+        if count > MAX_TEXT:
+            raise ValueError(f"its pickle has a text of {count:,} bytes")
+        return bytes(self._take(count)).decode("utf-8", "surrogatepass")
 
     def _line(self) -> str:
         window = self._data[self.position : min(self.position + _MAX_NAME + 1, self._end)]
@@ -388,6 +397,9 @@ def _call(function: Any, arguments: Any) -> Any:
 def _tensor(storage: Storage, dtype: str, offset: Any, size: Any, stride: Any) -> TensorRecord:
     if not (isinstance(size, tuple) and isinstance(stride, tuple)):
         raise ValueError("its pickle has a tensor whose size is not a tuple")
+    # The length first: one tuple may be the size of any number of tensors.
+    if not len(size) == len(stride) <= MAX_DIMS:
+        raise ValueError(f"its pickle has a tensor of {len(size)} sides and {len(stride)} strides")
     if not all(type(number) is int for number in (offset, *size, *stride)):
         raise ValueError("its pickle has a tensor whose size is not of whole numbers")
     return TensorRecord(storage, dtype, offset, size, stride)
