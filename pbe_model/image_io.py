@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .files import replacing
 from .mask import resize_mask
+from .picture_headers import TIFF_STARTS, check_jpeg_scans, check_tiff_entries
 from .untrusted import first_line, open_regular, printable
 
 SUFFIXES: dict[str, str] = {
@@ -42,6 +43,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM
 
 MAX_PIXELS = 2**26
 """Of a picture whatever its file; as float32 so many take 0.8 GB."""
+
+MAX_BYTES = 2**29
+"""Of a picture's file; the largest that a camera makes have some 100 MB."""
 
 _PIXELS_PER_BYTE = 128  # in the largest files; photos have about ten, bombs a thousand
 
@@ -208,6 +212,9 @@ def _open(path: str | os.PathLike[str]) -> Image.Image:
             # Pillow warns from 89 megapixels on; `open_picture` has limits of its own.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with open_regular(path) as file, open_picture(file) as picture:
+                if picture.format in ("JPEG", "MPO"):
+                    file.seek(0)
+                    check_jpeg_scans(file.read(), picture.width * picture.height)
                 picture.load()
                 ImageOps.exif_transpose(picture, in_place=True)
                 return picture
@@ -243,9 +250,16 @@ def open_picture(file: BinaryIO) -> Image.Image:
         PIL.Image.DecompressionBombError: Too many pixels, in all or in a tile.
         Exception: One of `DECODER_ERRORS`: the header is damaged.
     """
+    size = file.seek(0, os.SEEK_END)
+    if size > MAX_BYTES:
+        raise OSError(f"it has {size:,} bytes, and {MAX_BYTES:,} are the most")
+    file.seek(0)
+    if file.read(4) in TIFF_STARTS:
+        check_tiff_entries(file)
     Image.init()  # registers formats; an older Pillow does not have all of them
+    file.seek(0)
     picture = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
-    limit = pixel_limit(file.seek(0, os.SEEK_END))
+    limit = pixel_limit(size)
     sides = [picture.size]
     if isinstance(picture, TiffImageFile):  # its tiles may be larger than it is
         width, height = (picture.tag_v2.get(tag, 1) for tag in _TILE_SIDES)
