@@ -32,19 +32,16 @@ _MOST_ENTRIES = 2**16  # of a directory; more are not read
 _TIFF_UNITS = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8, 0])
 
 
-def check_jpeg_scans(jpeg: bytes, pixels: int, *, is_only_scan: bool | None = None) -> None:
+def check_jpeg_scans(jpeg: bytes, pixels: int) -> None:
     """Refuse to go through the pixels over and over again.
 
     Args:
         jpeg: The whole file.
         pixels: Of the picture.
-        is_only_scan: As `first_scan` has it, if that is known already.
 
     Raises:
         OSError: It has more scans than any photo.
     """
-    if first_scan(jpeg)[1] if is_only_scan is None else is_only_scan:
-        return
     most = min(_MOST_SCANS, _MOST_WORK // max(pixels, 1))
     if sum(1 for _ in islice(_SCAN_START.finditer(jpeg), most + 1)) > most:
         raise OSError(f"more than {most} scans of {pixels:,} pixels")

@@ -10,9 +10,6 @@ What decoding would take is read off the header first: a few bytes may ask for g
 from __future__ import annotations
 
 import io
-import re
-import struct
-from itertools import islice
 
 import cv2
 import numpy as np
@@ -20,21 +17,11 @@ import simplejpeg
 from PIL import ExifTags
 
 from pbe_model.image_io import pixel_limit
+from pbe_model.picture_headers import JPEG_START, check_jpeg_scans, first_scan
 from pbe_model.untrusted import first_line
 from training.headers import photo_header
 
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_FILL, _SCAN = 0xFF, 0xDA
-_SCAN_START = re.compile(b"\xff\xda")
-_SEGMENT = struct.Struct(">BBH").unpack_from
-_SEQUENTIAL = frozenset((0xC0, 0xC1))  # kinds of frames
-_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
-_MOST_SEGMENTS = 2**16
-_MOST_SCANS = 1000  # encoders make ten, or some dozens
-_MOST_WORK = 2**31  # pixels times scans of a JPEG: a second or two
-_BIG_TIFF = 43
-# Bytes of an item by its type; items of other types are not read.
-_TIFF_UNITS = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8, 0])
+JPEG_END = b"\xff\xd9"
 
 
 def decode_photo(data: bytes) -> np.ndarray:
@@ -55,7 +42,7 @@ def decode_photo(data: bytes) -> np.ndarray:
         # maker's trailer, and an embedded thumbnail has one of its own near the start.
         if data.rfind(JPEG_END, len(data) // 2) < 0:
             raise OSError("truncated JPEG")
-        header_length, is_only_scan = _first_scan(data)
+        header_length, is_only_scan = first_scan(data)
         _check_jpeg(data, is_only_scan)
         if not _may_be_turned(data, header_length):
             try:
@@ -63,9 +50,8 @@ def decode_photo(data: bytes) -> np.ndarray:
             except ValueError:
                 pass  # CMYK, for instance: OpenCV reads some files that simplejpeg does not
     else:
-        with photo_header(io.BytesIO(data)) as header:
-            if header.format == "TIFF":
-                _check_tiff(data)
+        with photo_header(io.BytesIO(data)):
+            pass  # one of the formats that are read, and not too many pixels
     try:
         photo = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
@@ -75,42 +61,17 @@ def decode_photo(data: bytes) -> np.ndarray:
     return photo
 
 
-def _check_jpeg(jpeg: bytes, has_one_scan: bool) -> None:
-    """Refuse more pixels than may be decoded, and to go through them over and over again.
-
-    A scan may go through all of the pixels and have thirty bytes.
-    """
+def _check_jpeg(jpeg: bytes, is_only_scan: bool) -> None:
+    """Refuse more pixels than may be decoded, and to go through them over and over again."""
     try:
-        height, width = map(int, simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2])
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
     except ValueError:
         with photo_header(io.BytesIO(jpeg)) as header:
             width, height = header.size
-    pixels = width * height
-    if pixels > pixel_limit(len(jpeg)):
+    if width * height > pixel_limit(len(jpeg)):
         raise OSError("too many pixels")
-    if not has_one_scan:
-        most = min(_MOST_SCANS, _MOST_WORK // pixels)
-        if sum(1 for _ in islice(_SCAN_START.finditer(jpeg), most + 1)) > most:
-            raise OSError(f"more than {most} scans of {width} x {height} pixels")
-
-
-def _check_tiff(tiff: bytes) -> None:
-    """Refuse entries that overlap: OpenCV copies what each of them points to.
-
-    Raises:
-        ValueError: They do.
-        struct.error: The file ends before they do; NumPy says `ValueError`.
-    """
-    order = "<" if tiff.startswith(b"II") else ">"
-    big = struct.unpack_from(f"{order}H", tiff, 2)[0] == _BIG_TIFF
-    word = "u8" if big else "u4"
-    entry = np.dtype([("tag", "u2"), ("type", "u2"), ("count", word), ("value", word)])
-    (start,) = struct.unpack_from(f"{order}{'Q' if big else 'L'}", tiff, 8 if big else 4)
-    (count,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", tiff, start)
-    rows = np.frombuffer(tiff, entry.newbyteorder(order), count, start + (8 if big else 2))
-    units = _TIFF_UNITS[np.minimum(rows["type"], len(_TIFF_UNITS) - 1)]
-    if (units * rows["count"].astype(np.float64)).sum() > len(tiff):
-        raise ValueError("its entries claim more bytes than the file has")
+    if not is_only_scan:
+        check_jpeg_scans(jpeg, width * height)
 
 
 def _may_be_turned(jpeg: bytes, header_length: int) -> bool:
@@ -122,23 +83,3 @@ def _may_be_turned(jpeg: bytes, header_length: int) -> bool:
             return header.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except OSError:
         return True
-
-
-def _first_scan(jpeg: bytes) -> tuple[int, bool]:
-    """Where the first scan starts (at the end if in doubt), and whether it is surely the only one.
-
-    Before it are segments, each a marker and its length.
-    """
-    position, frame, last = len(JPEG_START), 0, len(jpeg) - 5
-    for _ in range(_MOST_SEGMENTS):
-        if position > last:
-            break
-        fill, marker, length = _SEGMENT(jpeg, position)
-        if fill != _FILL or marker in _WITHOUT_LENGTH:
-            break
-        if marker == _SCAN:  # the only one if it is of all components and the frame not progressive
-            return position, frame > 0 and jpeg[frame + 9] == jpeg[position + 4]
-        if marker in _SEQUENTIAL:
-            frame = position
-        position += 1 if marker == _FILL else 2 + length  # there may be more than one fill byte
-    return len(jpeg), False

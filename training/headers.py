@@ -10,11 +10,9 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pbe_model.image_io import DECODER_ERRORS, open_picture
+from pbe_model.image_io import DECODER_ERRORS, MAX_BYTES, open_picture
 from pbe_model.untrusted import first_line, open_regular, read_bytes
 
-MAX_PHOTO = 2**29
-"""Bytes of a photo's file; the largest that a camera makes have some 100 MB."""
 _ON_ITS_SIDE = 5  # EXIF orientations from here on exchange width and height
 
 
@@ -66,6 +64,6 @@ def read_photo(path: Path) -> bytes:
         OSError: No such file, not a regular one (a pipe would block), or too large for a photo.
     """
     try:
-        return read_bytes(path, MAX_PHOTO)
+        return read_bytes(path, MAX_BYTES)
     except ValueError as error:
         raise OSError(first_line(error)) from error

@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from pbe_model.image_io import MAX_BYTES
 from pbe_model.untrusted import first_line, open_regular, parse_json, printable, shown
-from training.headers import MAX_PHOTO, read_photo
+from training.headers import read_photo
 from training.index import BoxIndex, Photo, PhotoBoxes
 
 log = logging.getLogger(__name__)
@@ -221,8 +222,8 @@ class PhotoFiles:
         if photo.place is None:
             return read_photo(Path(self._folder, photo.path))
         shard, offset, length = photo.place
-        if length > MAX_PHOTO:
-            raise OSError(f"has {length:,} bytes, and {MAX_PHOTO:,} are the most")
+        if length > MAX_BYTES:
+            raise OSError(f"has {length:,} bytes, and {MAX_BYTES:,} are the most")
         return self._ranges.read(self._shards[shard], offset, length)
 
 
