@@ -64,7 +64,7 @@ def decode_photo(data: bytes) -> np.ndarray:
 def _check_jpeg(jpeg: bytes, is_only_scan: bool) -> None:
     """Refuse more pixels than may be decoded, and to go through them over and over again."""
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
+        height, width = map(int, simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2])
     except ValueError:
         with photo_header(io.BytesIO(jpeg)) as header:
             width, height = header.size

@@ -650,7 +650,11 @@ def parse_box(line: str, labels: tuple[str, ...] = ("label",)) -> BoxLine:
     entry = parse_json(line)
     if not isinstance(entry, dict) or not isinstance(image := entry.get("image"), str):
         raise ValueError("it has no string 'image'")
-    label = next((entry[name] for name in labels if name in entry), "")
+    label = ""
+    for name in labels:
+        if name in entry:
+            label = entry[name]
+            break
     if isinstance(label, (dict, list)):
         raise ValueError("its label is not a string")
     size = entry.get("size")

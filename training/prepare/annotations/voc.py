@@ -6,6 +6,7 @@ VOC counts pixels from 1 and includes the last one: a box over the whole of a 50
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Voc(Reader):
         names = [stated] if stated else []
         names += [here.stem + suffix for s in SUFFIXES for suffix in (s, s.upper())]
         paths = [(here.parent / name).as_posix() for name in names]
-        return next((path for path in paths if (self.images / path).is_file()), paths[0])
+        return next((path for path in paths if os.path.isfile(self.images / path)), paths[0])
 
 
 def _parse(text: bytes) -> ElementTree.Element:
