@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..pbe_model import PaintByExample
 from ..pbe_model.download import UNFINISHED
+from ..pbe_model.untrusted import read_bytes
 from .adapter import HostEncoder, latent_format, load_model, load_vae
 from .category import CATEGORY
 from .exemplar import PBEEncoder
@@ -26,6 +27,7 @@ WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
+_MAX_INDEX = 2**16  # bytes of a model_index.json; they have less than a thousand
 ATTENTIONS = ["auto", "pytorch", "xformers"]
 
 
@@ -137,9 +139,16 @@ def _diffusers_folders() -> dict[str, str]:
     for kind in (MODEL_FOLDER, "diffusers"):
         for root in folder_paths.get_folder_paths(kind):
             for index in sorted(Path(root).glob("*/model_index.json")):
-                if "PaintByExamplePipeline" in index.read_text(errors="replace")[:10_000]:
+                if _is_paint_by_example(index):
                     found[f"{kind}/{index.parent.name}"] = str(index.parent)
     return found
+
+
+def _is_paint_by_example(index: Path) -> bool:
+    try:
+        return b"PaintByExamplePipeline" in read_bytes(index, _MAX_INDEX)
+    except (OSError, ValueError):  # such as a pipe, which would block the host's list of nodes
+        return False
 
 
 def _path(choice: str) -> str | None:

@@ -68,7 +68,8 @@ def is_stable_diffusion(tensors: Mapping[str, Tensor]) -> bool:
     return (
         first is not None
         and first.ndim == 4
-        and first.shape[1] == UNetConfig.out_channels
+        and first.numel() > 0
+        and first.shape[1:] == (UNetConfig.out_channels, 3, 3)
         and not any(name.startswith((TOWER, "learnable_vector")) for name in tensors)
         and _UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight" in tensors
     )
@@ -134,7 +135,7 @@ def _unet(shapes: _Shapes) -> UNetConfig:
     base = shapes(_UNET + "input_blocks.0.0.weight")[0]
     # A stack that is missing as a whole must not be taken for one of no layers.
     shapes(_UNET + "input_blocks.1.0.in_layers.2.weight")
-    blocks_at = re.escape(_UNET) + r"input_blocks\.(\d+)\."
+    blocks_at = re.escape(_UNET) + r"input_blocks\.(\d{1,4})\."
     # Downsamplings separate the levels; the rest of a level are its residual blocks.
     downs = shapes.indices(blocks_at + r"0\.op\.weight")
     blocks = shapes.indices(blocks_at + r"0\.in_layers\.2\.weight")
@@ -154,13 +155,13 @@ def _vae(shapes: _Shapes) -> VAEConfig:
     ch = shapes(_VAE + "encoder.conv_in.weight")[0]
     shapes(_VAE + "encoder.down.0.block.0.conv1.weight")
     down = re.escape(_VAE) + r"encoder\.down\."
-    levels = shapes.indices(down + r"(\d+)\.block\.0\.conv1\.weight")
+    levels = shapes.indices(down + r"(\d{1,4})\.block\.0\.conv1\.weight")
     return VAEConfig(
         ch=ch,
         ch_mult=tuple(
             shapes(f"{_VAE}encoder.down.{i}.block.0.conv2.weight")[0] // ch for i in levels
         ),
-        num_res_blocks=len(shapes.indices(down + r"0\.block\.(\d+)\.")),
+        num_res_blocks=len(shapes.indices(down + r"0\.block\.(\d{1,4})\.")),
         z_channels=shapes(_VAE + "post_quant_conv.weight")[0],
     )
 
@@ -171,8 +172,8 @@ def _exemplar(shapes: _Shapes) -> ExemplarConfig:
     shapes("learnable_vector", 3)
     hidden, _, _, patch = shapes(TOWER + "embeddings.patch_embedding.weight")
     side = round((shapes(TOWER + "embeddings.position_embedding.weight", 2)[0] - 1) ** 0.5)
-    layers = shapes.indices(re.escape(TOWER) + r"encoder\.layers\.(\d+)\.")
-    mapper = shapes.indices(r"cond_stage_model\.mapper\.resblocks\.(\d+)\.")
+    layers = shapes.indices(re.escape(TOWER) + r"encoder\.layers\.(\d{1,4})\.")
+    mapper = shapes.indices(r"cond_stage_model\.mapper\.resblocks\.(\d{1,4})\.")
     return ExemplarConfig(
         image_size=side * patch,
         patch_size=patch,

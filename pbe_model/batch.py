@@ -34,9 +34,10 @@ from .painting import (
     read_inputs,
     write_results,
 )
-from .untrusted import first_line, parse_json, printable, read_bytes, shown
+from .untrusted import numbered_lines, parse_json, printable, shown
 
 _MAX_BYTES = 256 * 2**20  # of a file of edits
+_LONGEST_NAME = 200  # characters; systems allow 255 bytes
 _LONG = timedelta(days=30)  # that one process may wait for the others at the end
 _IN_LOGS = 30  # seconds between lines of progress where there is no terminal
 
@@ -135,19 +136,11 @@ def read_edits(
     Raises:
         ValueError: No such file, nothing in it, or no place for the results.
     """
-    try:
-        texts = read_bytes(path, _MAX_BYTES).decode().splitlines()
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"cannot read {path} ({first_line(error)}); give a file of JSON lines"
-        ) from error
     edits: list[Edit] = []
     problems: dict[int, str] = {}
     owners: dict[Path, int] = {}
     parser = _line_parser()
-    for number, text in enumerate(texts, start=1):
-        if not text.strip():
-            continue
+    for number, text in numbered_lines(path, _MAX_BYTES):
         try:
             one = _parse(parser, text, number, path.parent, out, options, model)
             for result in one.results:
@@ -198,8 +191,8 @@ def _parse(
         if getattr(args, name) is not None:
             setattr(args, name, str(folder / getattr(args, name)))
     name = args.out or f"{number:05d}.png"
-    if Path(name).name != name or not name.endswith(".png"):
-        raise ValueError(f"out is {name!r}; give a plain name that ends in .png")
+    if Path(name).name != name or not name.endswith(".png") or len(name) > _LONGEST_NAME:
+        raise ValueError(f"out is {shown(name)!r}; give a plain, short name that ends in .png")
     merged = options | painting(args)
     if merged.get("region") == "each" and merged.get("paste_back") is False:
         raise ValueError(
@@ -242,7 +235,7 @@ def run(
                 kept += 1
             else:
                 todo.append(one)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             failed += 1
             report(one.line, str(error))
     bar = tqdm(
@@ -260,10 +253,10 @@ def run(
             try:
                 result = edit(model, **read_inputs(one.files), **one.options)
                 for path in write_results(one.out, result.images, note=one.note):
-                    tqdm.write(str(path))
+                    tqdm.write(printable(path))
                 painted += 1
             # Of one edit, such as too large a photo for the memory: the next may well succeed.
-            except (ValueError, RuntimeError, MemoryError) as error:
+            except (ValueError, RuntimeError, MemoryError, ArithmeticError, OSError) as error:
                 failed += 1
                 report(one.line, str(error) or type(error).__name__)
             bar.update()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +30,7 @@ from .architecture import (
 from .attention import Attention, sdpa_attention, select_attention
 from .config import PBEConfig, UNetConfig
 from .convert import diffusers_config, from_diffusers
-from .files import Pages, cast, read_safetensors
+from .files import WEIGHT_TYPES, Pages, cast, read_safetensors
 from .folder import read_folder
 from .model import PaintByExample
 from .torch_file import load_tensors
@@ -41,9 +41,6 @@ PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "encoder
 
 START = ("unet", "vae")
 """Parts that a checkpoint of Stable Diffusion has."""
-
-WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""What the numbers of a model may be stored as."""
 
 BUNDLED = Path(__file__).parent / "assets" / "tiny.safetensors"
 
@@ -243,19 +240,25 @@ def load_weights(
         module.load_state_dict(weights, strict=True, assign=True)
 
 
-def check_types(names: Iterable[str], tensors: Mapping[str, Tensor], source: object) -> None:
+def check_types(
+    names: Iterable[str],
+    tensors: Mapping[str, Tensor],
+    source: object,
+    types: Sequence[torch.dtype] = WEIGHT_TYPES,
+) -> None:
     """Before weights are read: whether they are of a type that numbers of a model have.
 
     Args:
         names: Of the weights among the tensors.
         tensors: Of a file.
         source: What to name in errors.
+        types: That they may be of.
 
     Raises:
         ValueError: Integers, truth values or 8-bit floats, whose scales stand elsewhere if at all.
     """
     for name in names:
-        if name in tensors and tensors[name].dtype not in WEIGHT_TYPES:
+        if name in tensors and tensors[name].dtype not in types:
             dtype = str(tensors[name].dtype).removeprefix("torch.")
             raise ValueError(
                 f"{source} holds {shown(name)} as {dtype}, which is no type of weights here; give "

@@ -7,7 +7,6 @@ architecture, narrower, at 64 pixels, small enough to train on two CPU cores.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
@@ -93,7 +92,9 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         _check_choice("prediction", self.prediction, Prediction)
         if type(self.zero_terminal_snr) is not bool:
-            raise ValueError(f"zero_terminal_snr is {self.zero_terminal_snr!r}; give true or false")
+            raise ValueError(
+                f"zero_terminal_snr is {shown(self.zero_terminal_snr)}; give true or false"
+            )
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise ValueError(
                 "zero_terminal_snr does not go with prediction 'epsilon', which says nothing of "
@@ -188,10 +189,15 @@ def _check_numbers(config: Any) -> None:
             _check_numbers(value)
         elif isinstance(entry.default, (str, bool)):
             continue  # each is checked where it stands
+        elif isinstance(value, tuple) != isinstance(entry.default, tuple):
+            kind = "a list of numbers" if isinstance(entry.default, tuple) else "one number"
+            raise ValueError(f"{entry.name} is {shown(value)}; give {kind}")
         elif isinstance(entry.default, float):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not (number and math.isfinite(value) and value > 0):
-                raise ValueError(f"{entry.name} is {shown(value)}; give a number above 0")
+            if not (number and 0 < value <= _LARGEST):  # which NaN is not either
+                raise ValueError(
+                    f"{entry.name} is {shown(value)}; give a number above 0, up to {_LARGEST}"
+                )
         else:
             counts = value if isinstance(value, tuple) else (value,)
             largest = _LARGEST_OF.get(entry.name, _LARGEST)

@@ -24,6 +24,7 @@ from .config import (
     VAEConfig,
 )
 from .exemplar import CLIP_MEAN, CLIP_STD
+from .untrusted import shown
 
 FOLDERS = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -226,15 +227,9 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
     Raises:
         ValueError: An entry that is missing or of another kind.
     """
-    unet, vae, tower = (configs.get(folder, {}) for folder in FOLDERS)
+    unet, vae, tower = (_modest(configs.get(folder, {})) for folder in FOLDERS)
     try:
         widths, channels = unet["block_out_channels"], vae["block_out_channels"]
-        levels = max(len(widths), len(channels), len(unet["down_block_types"]))
-        if levels > MOST_LEVELS:
-            raise ValueError(
-                f"its config.json files have {levels:,} levels, and {MOST_LEVELS} are the most; "
-                "download the folder again"
-            )
         sizes = VAEConfig(
             ch=channels[0],
             ch_mult=tuple(c // channels[0] for c in channels),
@@ -263,11 +258,32 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
             schedule=_schedule_config(configs.get(SCHEDULER, {})),
             resolution=unet["sample_size"] * sizes.downscale,
         )
-    except (KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
         raise ValueError(
             f"its config.json files describe no Paint by Example model ({error!r}); download the "
             "folder again"
         ) from error
+
+
+def _modest(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that describe a model: numbers and words, and short lists of them.
+
+    A number of a million digits, or a list in the place of a number, is not calculated with.
+    """
+
+    def is_modest(value: Any) -> bool:
+        return (
+            isinstance(value, float)
+            or (isinstance(value, int) and value.bit_length() < 32)
+            or (isinstance(value, str) and len(value) < 100)
+        )
+
+    return {
+        name: value
+        for name, value in config.items()
+        if is_modest(value)
+        or (isinstance(value, list) and len(value) <= MOST_LEVELS and all(map(is_modest, value)))
+    }
 
 
 def _schedule_config(scheduler: Mapping[str, Any]) -> ScheduleConfig:
@@ -275,7 +291,7 @@ def _schedule_config(scheduler: Mapping[str, Any]) -> ScheduleConfig:
     kind = scheduler.get("prediction_type", "epsilon")
     if kind not in _PREDICTIONS:
         raise ValueError(
-            f"{SCHEDULER} has prediction_type {kind!r}; a denoiser can predict "
+            f"{SCHEDULER} has prediction_type {shown(kind)!r}; a denoiser can predict "
             f"{' or '.join(_PREDICTIONS)}"
         )
     return ScheduleConfig(

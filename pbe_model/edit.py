@@ -22,6 +22,10 @@ from .model import PaintByExample
 from .plan import CONTEXT, plan_regions
 from .region import Region, crop, match_colour, photo_blend_mask, stitch_all
 from .samplers import Callback, Denoise, guidance, sample
+from .untrusted import shown
+
+MAX_STEPS = 10_000
+MAX_IMAGES = 1_000
 
 POSTERIORS = ("mode", "sample")
 
@@ -271,7 +275,7 @@ def edit(
     """
     given = {"hole_mask": hole_mask, "context_mask": context_mask, "blend_mask": blend_mask}
     given = {name: mask for name, mask in given.items() if mask is not None}
-    _check(image, given, exemplar, num_images, similarity, seed)
+    _check(image, given, exemplar, steps, num_images, similarity, seed)
     if posterior not in POSTERIORS:
         raise ValueError(f"unknown posterior {posterior!r}; choose one of {', '.join(POSTERIORS)}")
     size = (image.shape[0], image.shape[1])
@@ -319,10 +323,17 @@ def edit(
     return EditResult(images=images, crops=crops, regions=regions)
 
 
+def check_num_images(count: int) -> None:
+    """Raise `ValueError` unless so many variations may be painted at once."""
+    if not 1 <= count <= MAX_IMAGES:
+        raise ValueError(f"num_images is {shown(count)}; give a number from 1 to {MAX_IMAGES:,}")
+
+
 def _check(
     image: Tensor,
     given_masks: dict[str, Tensor],
     exemplar: Tensor,
+    steps: int,
     num_images: int,
     similarity: float,
     seed: int,
@@ -336,8 +347,9 @@ def _check(
     for name, tensor in {"image": image, "exemplar": exemplar, **given_masks}.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{name} is of type {tensor.dtype}; give floats from 0 to 1")
-    if num_images < 1:
-        raise ValueError(f"num_images is {num_images}; paint at least 1")
+    check_num_images(num_images)
+    if steps > MAX_STEPS:
+        raise ValueError(f"steps is {shown(steps)}; give at most {MAX_STEPS:,}, 20 are usual")
     if not 0 <= similarity <= 100:
         raise ValueError(f"similarity is {similarity}; give a number from 0 to 100, 5 is usual")
     if not 0 <= seed < 2**63:

@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import cast, read_safetensors, replacing, write_safetensors
+from .files import WEIGHT_TYPES, cast, read_safetensors, replacing, write_safetensors
+from .untrusted import shown
 
 VERSION = "1"
 _VERSION_KEY = "pbe_exemplar"
+_MOST = 2**24  # numbers of all tokens; one exemplar has 768, or 257 tokens of that
 _TENSORS = ("positive", "negative")
 
 
@@ -77,8 +79,8 @@ def load_exemplar(path: str | Path) -> EncodedExemplar:
         raise ValueError(f"{path} holds no encoded exemplar; give a file that Save Exemplar wrote")
     if version != VERSION:
         raise ValueError(
-            f"{path} is an encoded exemplar of version {version[:20]!r}, and this is code for "
-            f"version {VERSION!r}; update it, or encode the picture again"
+            f"{path} is an encoded exemplar of version {shown(version, 20)!r}, and this is code "
+            f"for version {VERSION!r}; update it, or encode the picture again"
         )
     if problem := _problem(tensors):
         raise ValueError(f"{path} is damaged ({problem}); encode the picture again")
@@ -97,9 +99,11 @@ def _problem(tensors: dict[str, Tensor]) -> str:
         return f"{' and '.join(missing)} missing"
     for name in _TENSORS:
         tensor = tensors[name]
-        if tensor.ndim != 3 or not tensor.numel() or not tensor.is_floating_point():
+        if tensor.ndim != 3 or not tensor.numel() or tensor.dtype not in WEIGHT_TYPES:
             kind = str(tensor.dtype).removeprefix("torch.")
             return f"{name} is {kind} of shape {tuple(tensor.shape)}, not tokens (B, M, D)"
+        if tensor.numel() > _MOST:
+            return f"{name} has {tensor.numel():,} numbers, and {_MOST:,} are the most"
     positive, negative = (tensors[name] for name in _TENSORS)
     if positive.shape[1:] != negative.shape[1:] or len(negative) not in (1, len(positive)):
         shapes = f"{tuple(positive.shape)} and {tuple(negative.shape)}"

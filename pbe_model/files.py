@@ -30,6 +30,9 @@ MAX_HEADER = 8 * 2**20
 MAX_TENSORS = 50_000
 """In a file; the official model has 1,403."""
 
+WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What the numbers of a model may be stored as."""
+
 _KEEP = 2**27  # bytes that are read before they are let go of
 _MADV_DONTNEED = 4
 _TYPES = {

@@ -18,7 +18,9 @@ from torch import Tensor
 from .convert import FOLDERS, SCHEDULER
 from .files import MAX_HEADER, Pages, read_safetensors, write_safetensors
 from .torch_file import load_tensors
-from .untrusted import read_json
+from .untrusted import read_json, shown
+
+_MAX_SHARDS = 1000
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """What a part's file may be called, in the order in which it is looked for."""
@@ -120,17 +122,23 @@ def read_part(folder: Path, root: Path) -> dict[str, Tensor]:
                 found = read_config(_inside(index, root)).get("weight_map")
                 if not isinstance(found, dict):
                     raise ValueError(f"{index} has no weight_map; download the folder again")
+                # The names alone: an index must not lead out of its folder.
+                shards = sorted({Path(str(name)).name for name in found.values()})
+                if len(shards) > _MAX_SHARDS:
+                    raise ValueError(
+                        f"{index} names {len(shards):,} files, and {_MAX_SHARDS:,} are the most; "
+                        "download the folder again"
+                    )
                 tensors: dict[str, Tensor] = {}
-                for name in sorted(set(map(str, found.values()))):
-                    # The name alone: an index must not lead out of its folder.
-                    tensors |= _read_shard(folder / Path(name).name, root)
+                for name in shards:
+                    tensors |= _read_shard(folder / name, root)
                 return tensors
     raise ValueError(f"no weights in {folder}; download the folder again")
 
 
 def _read_shard(path: Path, root: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; download the folder again")
+    if not os.path.isfile(path):
+        raise ValueError(f"{shown(path)} is missing; download the folder again")
     if path.suffix == ".safetensors":
         return read_safetensors(_inside(path, root))[0]
     return {k: v for k, v in load_tensors(_inside(path, root)).items() if isinstance(v, Tensor)}
@@ -141,6 +149,7 @@ def _inside(path: Path, root: Path) -> Path:
     real, home = path.resolve(), root.resolve()
     if not real.is_relative_to(home) and real.parent != home.parent.parent / "blobs":
         raise ValueError(
-            f"{path} is a link that leads out of the folder, to {real}; put the file itself there"
+            f"{path} is a link that leads out of the folder, to {shown(real)}; put the file itself "
+            "there"
         )
     return path

@@ -8,10 +8,14 @@ anywhere: only the formats of `FORMATS` are tried, and its size is bounded befor
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
+import sys
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,14 +45,17 @@ SUFFIXES: dict[str, str] = {
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 """Pillow's names of the formats that are read. Of the others some (PostScript) start programs."""
 
-MAX_PIXELS = 2**26
-"""Of a picture whatever its file; as float32 so many take 0.8 GB."""
+MAX_PIXELS = 2**25
+"""Of a coloured picture whatever its file; a grey one may have twice as many, as masks are flat and
+their files small. While a picture is read a pixel takes up to 28 bytes."""
 
 MAX_BYTES = 2**29
 """Of a picture's file; the largest that a camera makes have some 100 MB."""
 
+_GREY = ("1", "L", "I;16", "I;16B", "I", "F")  # modes
 _PIXELS_PER_BYTE = 128  # in the largest files; photos have about ten, bombs a thousand
-
+_MOST_PIECES = 2**14  # of a header; those of photos have hundreds, where they hold other pictures
+_SLOW = ("bmp_rle",)  # decoders written in Python, which take as long as there are pixels
 _SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 _NOTE = "pbe"  # keyword of the text chunk
 _WHITE = 0.9
@@ -178,9 +185,9 @@ def write_image(path: str | os.PathLike[str], image: Tensor, *, note: str | None
 def read_note(path: str | os.PathLike[str]) -> str | None:
     """The text that `write_image` stored with a PNG, or None where there is none."""
     try:
-        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as picture:
+        with _quiet(), open_regular(path) as file, open_picture(file) as picture:
             return picture.info.get(_NOTE)
-    except DECODER_ERRORS:
+    except (*DECODER_ERRORS, Image.DecompressionBombError):
         return None
 
 
@@ -208,24 +215,22 @@ def _open(path: str | os.PathLike[str]) -> Image.Image:
     if os.path.isdir(path):
         raise ValueError(f"cannot read {name}: it is a folder; give a picture file")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 megapixels on; `open_picture` has limits of its own.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with open_regular(path) as file, open_picture(file) as picture:
-                if picture.format in ("JPEG", "MPO"):
-                    file.seek(0)
-                    check_jpeg_scans(file.read(), picture.width * picture.height)
+        with _quiet(), open_regular(path) as file, open_picture(file) as picture:
+            if picture.format in ("JPEG", "MPO"):
+                file.seek(0)
+                check_jpeg_scans(file.read(), picture.width * picture.height)
+            with _quiet_libtiff() if picture.format == "TIFF" else nullcontext():
                 picture.load()
-                ImageOps.exif_transpose(picture, in_place=True)
-                return picture
+            ImageOps.exif_transpose(picture, in_place=True)
+            return picture
     except FileNotFoundError as error:
         raise ValueError(f"cannot read {name}: there is no such file; check the path") from error
     except PermissionError as error:
         raise ValueError(f"cannot read {name}: permission denied; make it readable") from error
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"cannot read {name}: it has more than {pixel_limit(os.path.getsize(path)) / 1e6:.0f} "
-            "megapixels, which is the most for a file of its size; make it smaller"
+            f"cannot read {name}: it has {first_line(error)}, which is the most for such a file; "
+            "make it smaller"
         ) from error
     except UnidentifiedImageError as error:
         kind = "an empty file" if not os.path.getsize(path) else "not a picture of a known format"
@@ -258,23 +263,83 @@ def open_picture(file: BinaryIO) -> Image.Image:
         check_tiff_entries(file)
     Image.init()  # registers formats; an older Pillow does not have all of them
     file.seek(0)
-    picture = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
-    limit = pixel_limit(size)
-    sides = [picture.size]
-    if isinstance(picture, TiffImageFile):  # its tiles may be larger than it is
-        width, height = (picture.tag_v2.get(tag, 1) for tag in _TILE_SIDES)
-        sides.append((int(width), int(height)))
-    if any(width * height > limit for width, height in sides):
+    pieces: Any = _Pieces(file)
+    try:
+        picture = Image.open(pieces, formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.DecompressionBombError as error:
+        raise Image.DecompressionBombError("hundreds of megapixels") from error
+    pieces.left = sys.maxsize  # from here on the picture is read
+    slow = any(tile[0] in _SLOW for tile in getattr(picture, "tile", ()))
+    limit = size * _PIXELS_PER_BYTE if slow else pixel_limit(size, grey=picture.mode in _GREY)
+    if any(width * height > limit for width, height in _sides(picture)):
         raise Image.DecompressionBombError(f"more than {limit / 1e6:.0f} megapixels")
     return picture
 
 
-def pixel_limit(size: int) -> int:
+class _Pieces:
+    """A file that can be read in so many pieces: Pillow goes through a JPEG's junk byte by byte."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.left = _MOST_PIECES
+
+    def read(self, size: int = -1) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("its header is in too many pieces")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _sides(picture: Image.Image) -> Iterator[tuple[int, int]]:
+    """Width and height of a picture and of what it is decoded in, which may be larger."""
+    yield picture.size
+    for tile in getattr(picture, "tile", ()):
+        if tile[1]:
+            left, top, right, bottom = tile[1]
+            yield right - left, bottom - top
+    if isinstance(picture, TiffImageFile):
+        width, height = (picture.tag_v2.get(tag, 1) for tag in _TILE_SIDES)
+        yield int(width), int(height)
+
+
+def pixel_limit(size: int, *, grey: bool = False) -> int:
     """How many pixels a file of `size` bytes may have: many only where the file is large as well.
 
     So a hundred megapixels of a camera are read, and a bomb of a few kilobytes is not.
     """
-    return min(max(MAX_PIXELS, size * _PIXELS_PER_BYTE), 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS))
+    whatever = MAX_PIXELS * 2 if grey else MAX_PIXELS
+    return min(max(whatever, size * _PIXELS_PER_BYTE), 2 * (Image.MAX_IMAGE_PIXELS or whatever))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what decoders say of damaged files: the error says it, in one line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger = logging.getLogger("PIL")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+@contextmanager
+def _quiet_libtiff() -> Iterator[None]:
+    """Without what libtiff writes to the process's standard error by itself."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _to_float(pixels: Tensor) -> Tensor:

@@ -24,13 +24,15 @@ from .architecture import METADATA_KEY
 from .checkpoint import PARTS, check_types
 from .config import PBEConfig
 from .convert import module_table, renamed
-from .files import cast, read_safetensors, replacing, write_safetensors
+from .files import WEIGHT_TYPES, cast, read_safetensors, replacing, write_safetensors
 from .model import PaintByExample
 from .untrusted import parse_json, shown
 
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 """What follows a layer's name in a file."""
 
+_MAX_RANK = 4096
+_ALPHA_TYPES = (*WEIGHT_TYPES, torch.int32, torch.int64)
 _MAPPER = "encoder.cond_stage_model.mapper."
 
 
@@ -164,6 +166,7 @@ def apply_lora(model: PaintByExample, path: str | Path, strength: float = 1.0) -
             "of another shape; give an adapter of the same architecture"
         )
     check_types((n for n in tensors if not n.endswith(ALPHA)), tensors, path)
+    check_types((n for n in tensors if n.endswith(ALPHA)), tensors, path, _ALPHA_TYPES)
     changes = []
     for layer, parts in found.items():
         rank = parts[DOWN].shape[0]
@@ -187,7 +190,8 @@ def _fits(weight: Tensor, parts: Mapping[str, Tensor]) -> bool:
     return (
         min(up.ndim, down.ndim) >= 2
         and up.shape[0] == weight.shape[0]
-        and up[0].numel() == down.shape[0] > 0
+        and up[0].numel() == down.shape[0]
+        and 0 < down.shape[0] <= _MAX_RANK
         and down[0].numel() == weight[0].numel()
         and (ALPHA not in parts or parts[ALPHA].numel() == 1)
     )

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from .edit import POSTERIORS, PRESETS, edit
+from .edit import POSTERIORS, PRESETS, check_num_images, edit
 from .exemplar import Fit
 from .image_io import image_format, read_exemplar, read_image, read_mask, write_image
 from .plan import MODES
@@ -137,9 +137,10 @@ def numbered(out: Path, count: int) -> list[Path]:
     """Where so many results go: `out` itself, or `out` with -1, -2, ... before its suffix.
 
     Raises:
-        ValueError: A suffix of no known format.
+        ValueError: A suffix of no known format, or a number that `edit` does not paint.
     """
     image_format(out)
+    check_num_images(count)
     if count == 1:
         return [out]
     return [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(1, count + 1)]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .mask import Box, bounding_box, expand_hole, feather_hole
 from .region import Region, clip_box, slices
+from .untrusted import shown
 
 CROPS = ("auto", "whole", "squash")
 MODES = (*CROPS, "each")
@@ -36,6 +37,8 @@ _INVISIBLE = 1 / 512
 _SHOWN = 0.25
 """Share of another hole's box that a crop may show before the two are taken together."""
 _MAX_CROPS = 64
+_MOST = 10_000
+"""Of what is given in pixels or as a factor."""
 
 
 def plan_region(
@@ -200,10 +203,14 @@ def _check(
 ) -> None:
     if mode not in modes:
         raise ValueError(f"unknown region mode {mode!r}; choose one of {', '.join(modes)}")
-    if not context >= 1:
-        raise ValueError(f"context is {context:g}; the crop must hold the hole, so give 1 or more")
-    if blend is not None and not blend >= 0:
-        raise ValueError(f"blend is {blend:g}; give a number of pixels of at least 0")
+    if not 1 <= context <= _MOST:
+        raise ValueError(
+            f"context is {context:g}; the crop must hold the hole, so give 1 or more, up to {_MOST}"
+        )
+    if blend is not None and not 0 <= blend <= _MOST:
+        raise ValueError(f"blend is {blend:g}; give a number of pixels from 0 to {_MOST}")
+    if resolution > _MOST:
+        raise ValueError(f"resolution is {shown(resolution)}; give at most {_MOST} pixels")
     if resolution < size_multiple or resolution % size_multiple:
         nearest = max(1, round(resolution / size_multiple)) * size_multiple
         raise ValueError(

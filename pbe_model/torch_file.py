@@ -160,7 +160,10 @@ def _read_zip(
         raise ValueError(f"it has {len(found)} records {_PICKLE}")
     root = found[0].removesuffix(_PICKLE)
     order = records.get(f"{root}byteorder")
-    if order is not None and source[order.begin : order.end] != b"little":
+    little = b"little"
+    if order is not None and (
+        order.end - order.begin != len(little) or source[order.begin : order.end] != little
+    ):
         raise ValueError("its numbers are not in little-endian order; save it on another machine")
     if checked is not None:
         view = memoryview(checked)

@@ -24,6 +24,10 @@ MAX_STEPS = 500_000
 MAX_TEXT = 2**20
 """Bytes of a text."""
 
+MAX_NUMBERS = 10_000
+"""Numbers as keys, which, unlike texts, can be chosen such that their hashes collide; an
+optimizer's state has one for each weight."""
+
 MAX_DIMS = 64
 """Dimensions of a tensor, as torch has it."""
 
@@ -127,6 +131,7 @@ class Machine:
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stack under each mark
         self._memo: dict[int, Any] = {}
+        self._numbers = 0  # that were keys
 
     def run(self) -> Any:
         """What the pickle builds.
@@ -204,12 +209,12 @@ class Machine:
             case pickle.SETITEM:
                 pair = self._last(2)
                 del stack[-2:]
-                _set_items(stack[-1], pair)
+                self._set_items(stack[-1], pair)
             case pickle.SETITEMS:
-                _set_items(self._to_mark(), stack)
+                self._set_items(self._to_mark(), stack)
             case pickle.DICT:
                 made: dict[Any, Any] = {}
-                _set_items(made, stack)
+                self._set_items(made, stack)
                 self._push_below(made)
             case pickle.EMPTY_LIST:
                 push([])
@@ -223,9 +228,13 @@ class Machine:
             case pickle.EMPTY_SET:
                 push(set())
             case pickle.ADDITEMS:
-                _add(self._to_mark(), stack)
+                into = self._to_mark()
+                if isinstance(into, set):
+                    into.update(map(self._hashed, stack))
+                elif not isinstance(into, Stub):
+                    raise ValueError("its pickle adds to something else than a set")
             case pickle.FROZENSET:
-                self._push_below(frozenset(map(_hashed, stack)))
+                self._push_below(frozenset(map(self._hashed, stack)))
             # ---- objects
             case pickle.GLOBAL:
                 push(self._named(self._line(), self._line()))
@@ -307,6 +316,29 @@ class Machine:
         self._stack = self._below.pop()
         self._stack.append(value)
 
+    def _set_items(self, into: Any, items: list[Any]) -> None:
+        if len(items) % 2:
+            raise IndexError
+        if isinstance(into, dict):
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                into[self._hashed(key)] = value
+        elif not isinstance(into, Stub):
+            raise ValueError("its pickle gives keys to something else than a dictionary")
+
+    def _hashed(self, key: Any) -> Any:
+        """A key of a dictionary, or member of a set, that is hashed and compared at once."""
+        if isinstance(key, (int, float)):
+            self._numbers += 1
+            if self._numbers > MAX_NUMBERS:
+                raise ValueError(f"its pickle has more than {MAX_NUMBERS:,} numbers as keys")
+            if isinstance(key, float) or key.bit_length() < 64:
+                return key
+        if isinstance(key, (str, Stub, DType, StorageType, Known)):
+            return key
+        raise ValueError(
+            f"its pickle has a {type(key).__name__} as key of a dictionary or in a set"
+        )
+
     def _named(self, module: Any, name: Any) -> Any:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("its pickle names a class by something else than text")
@@ -318,36 +350,11 @@ class Machine:
         return Stub()
 
 
-def _hashed(key: Any) -> Any:
-    """A key of a dictionary, or member of a set, that is hashed and compared at once."""
-    small = isinstance(key, int) and key.bit_length() < 64  # larger ones can be made to collide
-    if small or isinstance(key, (str, float, Stub, DType, StorageType, Known)):
-        return key
-    raise ValueError(f"its pickle has a {type(key).__name__} as key of a dictionary or in a set")
-
-
-def _set_items(into: Any, items: list[Any]) -> None:
-    if len(items) % 2:
-        raise IndexError
-    if isinstance(into, dict):
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            into[_hashed(key)] = value
-    elif not isinstance(into, Stub):
-        raise ValueError("its pickle gives keys to something else than a dictionary")
-
-
 def _extend(into: Any, items: list[Any]) -> None:
     if isinstance(into, list):
         into.extend(items)
     elif not isinstance(into, Stub):
         raise ValueError("its pickle appends to something else than a list")
-
-
-def _add(into: Any, items: list[Any]) -> None:
-    if isinstance(into, set):
-        into.update(map(_hashed, items))
-    elif not isinstance(into, Stub):
-        raise ValueError("its pickle adds to something else than a set")
 
 
 def _storage(identity: Any) -> Storage:

@@ -7,12 +7,19 @@ error or a report repeats of a file is escaped and short.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+MAX_TEXT = 2**31
+"""Bytes of a text file that is read line by line."""
+
+MAX_LINE = 2**24
+"""Characters of a line of it."""
 
 _LONGEST = 200
 _ELLIPSIS = " ..."
@@ -32,6 +39,8 @@ def shown(value: object, limit: int = _LONGEST) -> str:
         text = str(value) if isinstance(value, (str, os.PathLike)) else repr(value)
     except RecursionError:
         text = f"a deeply nested {type(value).__name__}"
+    except ValueError:  # Python writes no more than 4,300 digits
+        text = "a number of thousands of digits"
     text = printable(text[: limit + 1])
     return text if len(text) <= limit else text[: limit - len(_ELLIPSIS)] + _ELLIPSIS
 
@@ -91,6 +100,10 @@ def parse_json(
         return json.loads(text, object_pairs_hook=hook)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except ValueError as error:
+        if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) or hook is not None:
+            raise
+        raise ValueError("it has a number of thousands of digits") from None
 
 
 def read_json(path: Path, limit: int, remedy: str) -> dict[str, Any]:
@@ -117,3 +130,34 @@ def first_line(error: BaseException) -> str:
     """What an error says, in one printable line; its type where it says nothing."""
     message = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return shown(message.splitlines()[0] if message.strip() else type(error).__name__)
+
+
+def numbered_lines(
+    path: Path, limit: int = MAX_TEXT, errors: str = "strict"
+) -> Iterator[tuple[int, str]]:
+    """Lines of a text file that are not blank, stripped, numbered from 1; read as one asks for them.
+
+    Args:
+        path: Of the file: UTF-8 with or without a byte order mark, with any line ends.
+        limit: Bytes that it may have.
+        errors: What becomes of bytes that are not UTF-8, as for `open`.
+
+    Raises:
+        ValueError: It cannot be read, is not UTF-8, is too large, or has too long a line.
+    """  # noqa: E501
+    name, number = printable(path), 0
+    try:
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > limit:
+                raise ValueError(f"it has {size:,} bytes, and {limit:,} are the most")
+            text = io.TextIOWrapper(file, "utf-8-sig", errors)
+            while line := text.readline(MAX_LINE):
+                number += 1
+                if len(line) == MAX_LINE:
+                    raise ValueError(f"its line {number} has more than {MAX_LINE:,} characters")
+                if line := line.strip():
+                    yield number, line
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{name}' is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read '{name}': {first_line(error)}") from error

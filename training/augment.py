@@ -29,7 +29,7 @@ OFFICIAL_PHOTO_SIDE = 1024
 
 # Checked where configurations are read.
 Share = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, le=10_000)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,10 @@ class ExemplarAugment:
     rotate: Share = 0.5
     rotate_degrees: Amount = 20.0
     blur: Share = 0.3
-    blur_widths: Annotated[tuple[int, ...], Field(min_length=1)] = (3, 5, 7)
+    blur_widths: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=OFFICIAL_EXEMPLAR_SIDE)], ...],
+        Field(min_length=1, max_length=100),
+    ] = (3, 5, 7)
     affine: Share = 0.3
     affine_pixels: Amount = 50.0
     antialias: bool = False

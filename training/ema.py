@@ -130,8 +130,8 @@ def reconstruct(run: Path, length: float, step: int | None = None) -> dict[str, 
         raise ValueError(
             f"{run} has no snapshot of averages at step {end}, but at {sorted(found)}; give one"
         )
-    averages = [
-        (at, known, average)
+    averages: list[tuple[int, float, dict[str, Tensor]]] = [
+        (at, float(known), average)
         for at, path in sorted(found.items())
         if at <= end
         for known, average in state.load(path, mmap=True).items()

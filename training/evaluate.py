@@ -33,10 +33,10 @@ from pbe_model.mask import Box, box_mask
 from pbe_model.plan import plan_region
 from pbe_model.region import Region, crop, stitch
 from pbe_model.samplers import sample
-from pbe_model.untrusted import parse_json, shown
+from pbe_model.untrusted import numbered_lines, parse_json, shown
 from training.data import keyed_rng
 from training.headers import photo_size
-from training.index import numbered_lines, numbers
+from training.index import numbers
 from training.measures import cosine, descriptor, outline_step, psnr, wilson
 
 INDEX = "val/pairs.jsonl"

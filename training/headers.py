@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pbe_model.image_io import DECODER_ERRORS, MAX_BYTES, open_picture
 from pbe_model.untrusted import first_line, open_regular, read_bytes
 
-_MOST_PIECES = 2**14  # of a header; those of photos have hundreds, where they hold other pictures
 _ON_ITS_SIDE = 5  # EXIF orientations from here on exchange width and height
 
 
@@ -48,9 +46,7 @@ def photo_header(file: BinaryIO) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of quirks, and from 89 megapixels on
-            pieces: Any = _Pieces(file)
-            with open_picture(pieces) as image:
-                pieces.left = sys.maxsize  # from here on for whoever looks at the picture
+            with open_picture(file) as image:
                 yield image
     except UnidentifiedImageError as error:
         empty = not file.seek(0, 2)
@@ -59,23 +55,6 @@ def photo_header(file: BinaryIO) -> Iterator[Image.Image]:
         raise OSError("too many pixels") from error
     except DECODER_ERRORS as error:
         raise OSError(f"damaged header ({first_line(error)})") from error
-
-
-class _Pieces:
-    """A file that can be read in so many pieces: Pillow goes through a JPEG's junk byte by byte."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.left = _MOST_PIECES
-
-    def read(self, size: int = -1) -> bytes:
-        self.left -= 1
-        if self.left < 0:
-            raise OSError("it is in too many pieces")
-        return self._file.read(size)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 def read_photo(path: Path) -> bytes:

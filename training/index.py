@@ -33,7 +33,14 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from pbe_model.mask import Box
-from pbe_model.untrusted import first_line, open_regular, parse_json, printable, read_bytes, shown
+from pbe_model.untrusted import (
+    first_line,
+    numbered_lines,
+    open_regular,
+    parse_json,
+    read_bytes,
+    shown,
+)
 from training.headers import photo_size
 
 FORMAT = 1
@@ -48,10 +55,6 @@ next row start. A width of 0 means that the size is not known."""
 PLACE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("shard", "<u4")])
 """`offset` and `length` in bytes of the shard with number `shard`."""
 
-MAX_TEXT = 2**31
-"""Bytes of a text file of boxes. This and the limits below are beyond any collection there is."""
-MAX_LINE = 2**24
-"""Characters of a line of it."""
 MAX_LABELS = 2**26
 """Bytes of a file that names labels."""
 _MAX_META = 2**24  # bytes of `index.json`
@@ -595,37 +598,6 @@ def _header_size(photo: Path) -> tuple[int, int]:
         return photo_size(photo)
     except OSError:
         return 0, 0
-
-
-def numbered_lines(
-    path: Path, limit: int = MAX_TEXT, errors: str = "strict"
-) -> Iterator[tuple[int, str]]:
-    """Lines of a text file that are not blank, stripped, numbered from 1; read as one asks for them.
-
-    Args:
-        path: Of the file: UTF-8 with or without a byte order mark, with any line ends.
-        limit: Bytes that it may have.
-        errors: What becomes of bytes that are not UTF-8, as for `open`.
-
-    Raises:
-        ValueError: It cannot be read, is not UTF-8, is too large, or has too long a line.
-    """  # noqa: E501
-    name, number = printable(path), 0
-    try:
-        with open_regular(path) as file:
-            if (size := os.fstat(file.fileno()).st_size) > limit:
-                raise ValueError(f"it has {size:,} bytes, and {limit:,} are the most")
-            text = io.TextIOWrapper(file, "utf-8-sig", errors)
-            while line := text.readline(MAX_LINE):
-                number += 1
-                if len(line) == MAX_LINE:
-                    raise ValueError(f"its line {number} has more than {MAX_LINE:,} characters")
-                if line := line.strip():
-                    yield number, line
-    except UnicodeDecodeError as error:
-        raise ValueError(f"'{name}' is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read '{name}': {first_line(error)}") from error
 
 
 class BoxLine(NamedTuple):

@@ -15,8 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pbe_model.files import replacing
-from pbe_model.untrusted import parse_json
-from training.index import numbered_lines
+from pbe_model.untrusted import numbered_lines, parse_json
 
 BINS = 10
 """Ranges of timesteps whose losses are told apart."""

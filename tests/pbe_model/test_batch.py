@@ -155,7 +155,7 @@ def test_a_bad_line_is_reported_and_the_rest_is_painted(folder, capsys, line, se
     [
         (["nowhere.jsonl", "--out", "out"], "nowhere.jsonl"),
         (["set/empty.jsonl", "--out", "out"], "is empty"),
-        (["set/photo.png", "--out", "out"], "cannot read set/photo.png"),
+        (["set/photo.png", "--out", "out"], "'set/photo.png' is not UTF-8"),
         (["set/edits.jsonl", "--out", "no/out"], "no/out"),
         (["set/edits.jsonl", "--out", "small.safetensors"], "small.safetensors"),
         (["set/edits.jsonl"], "--out"),

@@ -23,7 +23,9 @@ from PIL import Image
 
 import training.index
 import training.unreadable
+from pbe_model import untrusted
 from pbe_model.image_io import MAX_BYTES
+from pbe_model.untrusted import numbered_lines
 from training.cli import main
 from training.config import MAX_CONFIG, RunConfig, load_config
 from training.data import BoxDataset
@@ -31,7 +33,7 @@ from training.decode import decode_photo
 from training.demo.sources import Source, load
 from training.evaluate import load_pairs
 from training.headers import photo_size, read_photo
-from training.index import BOX, PHOTO, PLACE, BoxIndex, IndexWriter, PhotoBoxes, numbered_lines
+from training.index import BOX, PHOTO, PLACE, BoxIndex, IndexWriter, PhotoBoxes
 from training.prepare.annotations import Annotated, Unusable, open_reader
 from training.prepare.annotations.base import files_below
 from training.prepare.pieces import Piece, finish
@@ -175,7 +177,7 @@ def test_lines_are_read_in_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(numbered_lines(text)) == [(1, "a"), (3, "b"), (4, "c")]
     with pytest.raises(ValueError, match="has 12 bytes, and 10 are the most"):
         list(numbered_lines(text, 10))
-    monkeypatch.setattr(training.index, "MAX_LINE", 8)
+    monkeypatch.setattr(untrusted, "MAX_LINE", 8)
     long = put(tmp_path / "long.txt", "fine\n" + 20 * "x")
     lines = numbered_lines(long)
     assert next(lines) == (1, "fine")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from training.index import numbered_lines, parse_box
+from pbe_model.untrusted import numbered_lines
+from training.index import parse_box
 
 from .base import Annotated, MarkedBox, Reader, malformed
 

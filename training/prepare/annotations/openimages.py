@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from pbe_model.untrusted import first_line, open_regular, shown
-from training.index import MAX_LABELS, numbered_lines
+from pbe_model.untrusted import first_line, numbered_lines, open_regular, shown
+from training.index import MAX_LABELS
 
 from .base import MAX_OF_PHOTO, Annotated, MarkedBox, Reader, malformed
 

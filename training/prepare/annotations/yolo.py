@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from pbe_model.untrusted import printable, shown
-from training.index import MAX_LABELS, numbered_lines
+from pbe_model.untrusted import numbered_lines, printable, shown
+from training.index import MAX_LABELS
 
 from .base import MAX_OF_PHOTO, Annotated, MarkedBox, Reader, files_below, malformed, read_whole
 
