@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 import sys
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
-from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from .files import replacing
 from .mask import resize_mask
-from .picture_headers import TIFF_STARTS, check_jpeg_scans, check_tiff_entries
+from .picture_headers import DECODER_ERRORS, check_jpeg_scans, open_picture
 from .untrusted import first_line, open_regular, printable
 
 SUFFIXES: dict[str, str] = {
@@ -42,29 +39,9 @@ SUFFIXES: dict[str, str] = {
 }
 """Suffixes that `write_image` knows, and Pillow's names of the formats."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
-"""Pillow's names of the formats that are read. Of the others some (PostScript) start programs."""
-
-MAX_PIXELS = 2**25
-"""Of a coloured picture whatever its file; a grey one may have twice as many, as masks are flat and
-their files small. While a picture is read a pixel takes up to 28 bytes."""
-
-MAX_BYTES = 2**29
-"""Of a picture's file; the largest that a camera makes have some 100 MB."""
-
-_GREY = ("1", "L", "I;16", "I;16B", "I", "F")  # modes
-_PIXELS_PER_BYTE = 128  # in the largest files; photos have about ten, bombs a thousand
-_MOST_PIECES = 2**14  # of a header; those of photos have hundreds, where they hold other pictures
-_SLOW = ("bmp_rle",)  # decoders written in Python, which take as long as there are pixels
 _SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 _NOTE = "pbe"  # keyword of the text chunk
 _WHITE = 0.9
-_TILE_SIDES = (322, 323)  # tags of a TIFF
-DECODER_ERRORS = (
-    OSError, EOFError, SyntaxError, ValueError, TypeError, RuntimeError, LookupError,
-    ArithmeticError, MemoryError, struct.error, zlib.error,
-)  # fmt: skip
-"""What Pillow's decoders were seen to raise on damaged files."""
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
@@ -242,76 +219,6 @@ def _open(path: str | os.PathLike[str]) -> Image.Image:
             f"cannot read {name}: the picture is damaged ({_reason(error)}); "
             "save or download it again"
         ) from error
-
-
-def open_picture(file: BinaryIO) -> Image.Image:
-    """A picture of which only the header has been read, and found to be one that may be decoded.
-
-    Args:
-        file: Of any origin; positioned at its start, seekable.
-
-    Raises:
-        PIL.UnidentifiedImageError: Not of one of `FORMATS`.
-        PIL.Image.DecompressionBombError: Too many pixels, in all or in a tile.
-        Exception: One of `DECODER_ERRORS`: the header is damaged.
-    """
-    size = file.seek(0, os.SEEK_END)
-    if size > MAX_BYTES:
-        raise OSError(f"it has {size:,} bytes, and {MAX_BYTES:,} are the most")
-    file.seek(0)
-    if file.read(4) in TIFF_STARTS:
-        check_tiff_entries(file)
-    Image.init()  # registers formats; an older Pillow does not have all of them
-    file.seek(0)
-    pieces: Any = _Pieces(file)
-    try:
-        picture = Image.open(pieces, formats=[name for name in FORMATS if name in Image.OPEN])
-    except Image.DecompressionBombError as error:
-        raise Image.DecompressionBombError("hundreds of megapixels") from error
-    pieces.left = sys.maxsize  # from here on the picture is read
-    slow = any(tile[0] in _SLOW for tile in getattr(picture, "tile", ()))
-    limit = size * _PIXELS_PER_BYTE if slow else pixel_limit(size, grey=picture.mode in _GREY)
-    if any(width * height > limit for width, height in _sides(picture)):
-        raise Image.DecompressionBombError(f"more than {limit / 1e6:.0f} megapixels")
-    return picture
-
-
-class _Pieces:
-    """A file that can be read in so many pieces: Pillow goes through a JPEG's junk byte by byte."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.left = _MOST_PIECES
-
-    def read(self, size: int = -1) -> bytes:
-        self.left -= 1
-        if self.left < 0:
-            raise OSError("its header is in too many pieces")
-        return self._file.read(size)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-def _sides(picture: Image.Image) -> Iterator[tuple[int, int]]:
-    """Width and height of a picture and of what it is decoded in, which may be larger."""
-    yield picture.size
-    for tile in getattr(picture, "tile", ()):
-        if tile[1]:
-            left, top, right, bottom = tile[1]
-            yield right - left, bottom - top
-    if isinstance(picture, TiffImageFile):
-        width, height = (picture.tag_v2.get(tag, 1) for tag in _TILE_SIDES)
-        yield int(width), int(height)
-
-
-def pixel_limit(size: int, *, grey: bool = False) -> int:
-    """How many pixels a file of `size` bytes may have: many only where the file is large as well.
-
-    So a hundred megapixels of a camera are read, and a bomb of a few kilobytes is not.
-    """
-    whatever = MAX_PIXELS * 2 if grey else MAX_PIXELS
-    return min(max(whatever, size * _PIXELS_PER_BYTE), 2 * (Image.MAX_IMAGE_PIXELS or whatever))
 
 
 @contextmanager

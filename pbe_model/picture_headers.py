@@ -1,8 +1,9 @@
-"""What a picture asks of its decoder, read off its bytes before the decoder is asked.
+"""Opening pictures of any origin: what one asks of its decoder is read off before that is asked.
 
-A few bytes may ask for hours or gigabytes in ways that the number of pixels does not show: a JPEG
-may go through its pixels in any number of scans of thirty bytes each, and the entries of a TIFF may
-all point to the same bytes, which decoders copy once for each.
+Of the formats that Pillow knows those are tried that its own code decodes, and pixels are counted
+before they take memory. But a few bytes may ask for hours or gigabytes in ways that the number of
+pixels does not show: a JPEG may go through its pixels in any number of scans of thirty bytes each,
+and the entries of a TIFF may all point to the same bytes, which decoders copy once for each.
 """
 
 from __future__ import annotations
@@ -10,10 +11,37 @@ from __future__ import annotations
 import os
 import re
 import struct
+import sys
+import zlib
+from collections.abc import Iterator
 from itertools import islice
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
+"""Pillow's names of the formats that are read. Of the others some (PostScript) start programs."""
+
+MAX_PIXELS = 2**25
+"""Of a coloured picture whatever its file; a grey one may have twice as many, as masks are flat and
+their files small. While a picture is read a pixel takes up to 28 bytes."""
+
+MAX_BYTES = 2**29
+"""Of a picture's file; the largest that a camera makes have some 100 MB."""
+
+_GREY = ("1", "L", "I;16", "I;16B", "I", "F")  # modes
+_PIXELS_PER_BYTE = 128  # in the largest files; photos have about ten, bombs a thousand
+_MOST_PIECES = 2**14  # of a header; those of photos have hundreds, where they hold other pictures
+_SLOW = ("bmp_rle",)  # decoders written in Python, which take as long as there are pixels
+_TILE_SIDES = (322, 323)  # tags of a TIFF
+
+DECODER_ERRORS = (
+    OSError, EOFError, SyntaxError, ValueError, TypeError, RuntimeError, LookupError,
+    ArithmeticError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow's decoders were seen to raise on damaged files."""
 
 JPEG_START = b"\xff\xd8"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -30,6 +58,76 @@ _BIG_TIFF = 43
 _MOST_ENTRIES = 2**16  # of a directory; more are not read
 # Bytes of an item by its type; items of other types are not read.
 _TIFF_UNITS = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8, 0])
+
+
+def open_picture(file: BinaryIO) -> Image.Image:
+    """A picture of which only the header has been read, and found to be one that may be decoded.
+
+    Args:
+        file: Of any origin; positioned at its start, seekable.
+
+    Raises:
+        PIL.UnidentifiedImageError: Not of one of `FORMATS`.
+        PIL.Image.DecompressionBombError: Too many pixels, in all or in a tile.
+        Exception: One of `DECODER_ERRORS`: the header is damaged.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if size > MAX_BYTES:
+        raise OSError(f"it has {size:,} bytes, and {MAX_BYTES:,} are the most")
+    file.seek(0)
+    if file.read(4) in TIFF_STARTS:
+        check_tiff_entries(file)
+    Image.init()  # registers formats; an older Pillow does not have all of them
+    file.seek(0)
+    pieces: Any = _Pieces(file)
+    try:
+        picture = Image.open(pieces, formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.DecompressionBombError as error:
+        raise Image.DecompressionBombError("hundreds of megapixels") from error
+    pieces.left = sys.maxsize  # from here on the picture is read
+    slow = any(tile[0] in _SLOW for tile in getattr(picture, "tile", ()))
+    limit = size * _PIXELS_PER_BYTE if slow else pixel_limit(size, grey=picture.mode in _GREY)
+    if any(width * height > limit for width, height in _sides(picture)):
+        raise Image.DecompressionBombError(f"more than {limit / 1e6:.0f} megapixels")
+    return picture
+
+
+class _Pieces:
+    """A file that can be read in so many pieces: Pillow goes through a JPEG's junk byte by byte."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.left = _MOST_PIECES
+
+    def read(self, size: int = -1) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("its header is in too many pieces")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _sides(picture: Image.Image) -> Iterator[tuple[int, int]]:
+    """Width and height of a picture and of what it is decoded in, which may be larger."""
+    yield picture.size
+    for tile in getattr(picture, "tile", ()):
+        if tile[1]:
+            left, top, right, bottom = tile[1]
+            yield right - left, bottom - top
+    if isinstance(picture, TiffImageFile):
+        width, height = (picture.tag_v2.get(tag, 1) for tag in _TILE_SIDES)
+        yield int(width), int(height)
+
+
+def pixel_limit(size: int, *, grey: bool = False) -> int:
+    """How many pixels a file of `size` bytes may have: many only where the file is large as well.
+
+    So a hundred megapixels of a camera are read, and a bomb of a few kilobytes is not.
+    """
+    whatever = MAX_PIXELS * 2 if grey else MAX_PIXELS
+    return min(max(whatever, size * _PIXELS_PER_BYTE), 2 * (Image.MAX_IMAGE_PIXELS or whatever))
 
 
 def check_jpeg_scans(jpeg: bytes, pixels: int) -> None:

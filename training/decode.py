@@ -16,8 +16,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags
 
-from pbe_model.image_io import pixel_limit
-from pbe_model.picture_headers import JPEG_START, check_jpeg_scans, first_scan
+from pbe_model.picture_headers import JPEG_START, check_jpeg_scans, first_scan, pixel_limit
 from pbe_model.untrusted import first_line
 from training.headers import photo_header
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pbe_model.image_io import DECODER_ERRORS, MAX_BYTES, open_picture
+from pbe_model.picture_headers import DECODER_ERRORS, MAX_BYTES, open_picture
 from pbe_model.untrusted import first_line, open_regular, read_bytes
 
 _ON_ITS_SIDE = 5  # EXIF orientations from here on exchange width and height

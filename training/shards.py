@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pbe_model.image_io import MAX_BYTES
+from pbe_model.picture_headers import MAX_BYTES
 from pbe_model.untrusted import first_line, open_regular, parse_json, printable, shown
 from training.headers import read_photo
 from training.index import BoxIndex, Photo, PhotoBoxes

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pbe_model import image_io
+from pbe_model import image_io, picture_headers
 from pbe_model.image_io import read_exemplar, read_image, read_mask, write_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -101,7 +101,7 @@ def test_one_pixel(tmp_path):
 
 def test_large_pictures_are_read_if_their_files_are_large_too(tmp_path, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
-    monkeypatch.setattr(image_io, "MAX_PIXELS", 60)
+    monkeypatch.setattr(picture_headers, "MAX_PIXELS", 60)
     photo = save(tmp_path / "photo.png", noise)
     bomb = save(tmp_path / "bomb.png", np.zeros((1000, 1000), np.uint8))
     assert read_image(photo).shape == (20, 20, 3)

@@ -24,7 +24,7 @@ from PIL import Image
 import training.index
 import training.unreadable
 from pbe_model import untrusted
-from pbe_model.image_io import MAX_BYTES
+from pbe_model.picture_headers import MAX_BYTES
 from pbe_model.untrusted import numbered_lines
 from training.cli import main
 from training.config import MAX_CONFIG, RunConfig, load_config
