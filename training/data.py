@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from enum import IntEnum
 from functools import lru_cache
 from math import isqrt
 from pathlib import Path
@@ -38,18 +39,40 @@ from training.unreadable import UnreadableList
 
 log = logging.getLogger(__name__)
 
-ORDER, GEOMETRY, EXEMPLAR = range(3)
-"""Streams of `keyed_rng`: independent randomness under the same seed and number."""
-CHOICE, COLOURS = 16, 17
-"""Streams that pick a photo's box, and colours; those between belong to the stages of training."""
-
 _PATIENCE = 100
 """Photos in a row that may be unreadable: more is no damage but a missing disk or a wrong path."""
 _ROUNDS = 8
 _WORD = 2**64 - 1
 
 
-def keyed_rng(seed: int, number: int, stream: int) -> np.random.Generator:
+class Stream(IntEnum):
+    """Independent randomness under the same seed and number.
+
+    The numbers are part of what a run computes: a run that is resumed, or made again, needs the
+    same ones.
+    """
+
+    ORDER = 0
+    """Of samples in an epoch."""
+    GEOMETRY = 1
+    """Crop and hole."""
+    EXEMPLAR = 2
+    """Its distortions."""
+    NOISE = 3
+    """Timestep, dropped condition and noise of a training sample."""
+    VALIDATION = 4
+    """Noise of the validation loss."""
+    PICTURES = 5
+    """Noise that the pictures in the log start from."""
+    CANDIDATES = 6
+    """Whom the evaluation compares an exemplar with."""
+    CHOICE = 16
+    """Which box of a photo."""
+    COLOURS = 17
+    """Recolouring."""
+
+
+def keyed_rng(seed: int, number: int, stream: Stream) -> np.random.Generator:
     """Generator that depends on its arguments only: the same in any process, in any order."""
     return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, stream]))
 
@@ -84,7 +107,9 @@ def shuffled(position: int, seed: int, epoch: int, length: int) -> int:
 
 @lru_cache(maxsize=8)  # a batch may reach into the next epoch, and a validation set has its own
 def _round_keys(seed: int, epoch: int) -> list[int]:
-    return keyed_rng(seed, epoch, ORDER).integers(2**64, size=_ROUNDS, dtype=np.uint64).tolist()
+    return (
+        keyed_rng(seed, epoch, Stream.ORDER).integers(2**64, size=_ROUNDS, dtype=np.uint64).tolist()
+    )
 
 
 def _mix(value: int) -> int:
@@ -195,7 +220,7 @@ class BoxDataset(Dataset[dict[str, Any]]):
         key = sample_index if self.geometry_variants is None else self._row(item, sample_index)
         photo, box, skipped = self._read(item, key)
         crop = exemplar_crop(photo, box, self.geometry)
-        rng = keyed_rng(self.seed, sample_index, EXEMPLAR)
+        rng = keyed_rng(self.seed, sample_index, Stream.EXEMPLAR)
         sample: dict[str, Any] = {
             "exemplar": augment_exemplar(crop, self.exemplar_size, rng, self.exemplar),
             "index": sample_index,
@@ -235,7 +260,7 @@ class BoxDataset(Dataset[dict[str, Any]]):
         return self._cut(photo, box, row)
 
     def _cut(self, photo: np.ndarray, box: Box, key: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = keyed_rng(self.seed, key, GEOMETRY)
+        rng = keyed_rng(self.seed, key, Stream.GEOMETRY)
         return training_geometry(photo, box, self.resolution, rng, self.geometry)
 
     def _read(self, item: int, key: int) -> tuple[np.ndarray, Box, int]:
@@ -265,10 +290,10 @@ class BoxDataset(Dataset[dict[str, Any]]):
     def _recoloured(self, pixels: np.ndarray, key: int) -> np.ndarray:
         if not self.recolour.probability:  # the usual case saves making a generator
             return pixels
-        return recolour_photo(pixels, keyed_rng(self.seed, key, COLOURS), self.recolour)
+        return recolour_photo(pixels, keyed_rng(self.seed, key, Stream.COLOURS), self.recolour)
 
     def _pick(self, photo: Photo, key: int) -> int:
-        return photo.boxes[int(keyed_rng(self.seed, key, CHOICE).integers(len(photo.boxes)))]
+        return photo.boxes[int(keyed_rng(self.seed, key, Stream.CHOICE).integers(len(photo.boxes)))]
 
     def _decode(self, photo: Photo) -> np.ndarray:
         pixels = decode_photo(self.files.read(photo))

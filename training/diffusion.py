@@ -23,12 +23,11 @@ from pbe_model.model import PaintByExample
 from pbe_model.samplers import sample
 from pbe_model.unet import UNet
 from training.config import RunConfig
-from training.data import BoxDataset, collate, keyed_rng
+from training.data import BoxDataset, Stream, collate, keyed_rng
 from training.latents import LatentBank, LatentEncoder
 from training.lora import add_lora
 from training.loss import DiffusionLoss
 
-NOISE = 3  # stream of `keyed_rng`, after those of training.data
 _VALIDATION = 64  # held-out samples that the validation loss is taken over
 
 
@@ -90,7 +89,7 @@ class Diffusion:
         shape = (sizes.vae.z_channels, side, side)
         steps, drops, noises, posterior = [], [], [], []
         for index in loaded["index"].tolist():
-            rng = keyed_rng(self.run.seed, index, NOISE)
+            rng = keyed_rng(self.run.seed, index, Stream.NOISE)
             steps.append(int(rng.integers(sizes.schedule.num_timesteps)))
             drops.append(bool(rng.random() < self.run.loss.drop_condition))
             noise = rng.standard_normal(shape, np.float32)
@@ -122,7 +121,7 @@ class Diffusion:
         for first in range(0, count, 16):
             loaded = self._validation(first, min(16, count - first))
             encoded = self._encoder.encode(loaded["image"], loaded["hole_mask"])
-            rng = keyed_rng(self.run.seed, first, NOISE + 1)
+            rng = keyed_rng(self.run.seed, first, Stream.VALIDATION)
             noise = rng.standard_normal(tuple(encoded["latent"].shape), np.float32)
             batch = len(noise)
             spread = (torch.arange(batch) * 2 + 1) * self.model.config.schedule.num_timesteps
@@ -146,7 +145,7 @@ class Diffusion:
         encoded = self._encoder.encode(image, (loaded["hole_mask"] > 0.5).float())
         condition = Condition(**encoded)
         context = self.model.encoder(normalise(loaded["exemplar"].to(self.device)))
-        rng = keyed_rng(self.run.seed, 0, NOISE + 2)
+        rng = keyed_rng(self.run.seed, 0, Stream.PICTURES)
         noise = torch.from_numpy(rng.standard_normal(tuple(encoded["latent"].shape), np.float32))
         edits = [
             self.model.decode(

@@ -34,7 +34,7 @@ from pbe_model.plan import plan_region
 from pbe_model.region import Region, crop, stitch
 from pbe_model.samplers import sample
 from pbe_model.untrusted import numbered_lines, parse_json, shown
-from training.data import keyed_rng
+from training.data import Stream, keyed_rng
 from training.headers import photo_size
 from training.index import numbers
 from training.measures import cosine, descriptor, outline_step, psnr, wilson
@@ -49,7 +49,6 @@ MARGIN = 0.1
 
 TRUTH = "the photo itself"
 
-_CANDIDATE_DRAWS = 5  # stream of `keyed_rng`, after those of training
 _SHOWN = 12
 _MAX_PIXELS = 2**27  # of all pairs together, 12 bytes each
 
@@ -395,7 +394,7 @@ def draw_candidates(groups: Sequence[str], number: int, seed: int) -> tuple[list
             f"the pairs show {len(others) + 1} groups of objects, but the comparison needs "
             f"{CANDIDATES + 1}; evaluate more pairs"
         )
-    rng = keyed_rng(seed, number, _CANDIDATE_DRAWS)
+    rng = keyed_rng(seed, number, Stream.CANDIDATES)
     *drawn, shuffled = (
         int(rng.choice([i for i, group in enumerate(groups) if group == name]))
         for name in rng.choice(others, CANDIDATES, replace=False)

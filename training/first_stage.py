@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from pbe_model.config import CONFIGS, PBEConfig
 from pbe_model.vae import AutoencoderKL
 from training.config import RunConfig
-from training.data import BoxDataset, collate, keyed_rng
+from training.data import BoxDataset, Stream, collate, keyed_rng
 from training.loss import FirstStageLoss
-
-NOISE = 3  # stream of `keyed_rng`, after those of training.data
 
 
 class FirstStage:
@@ -48,7 +46,7 @@ class FirstStage:
         shape = (self.model_config.vae.z_channels, side, side)
         noise = np.stack(
             [
-                keyed_rng(self.run.seed, int(i), NOISE).standard_normal(shape, np.float32)
+                keyed_rng(self.run.seed, int(i), Stream.NOISE).standard_normal(shape, np.float32)
                 for i in loaded["index"]
             ]
         )

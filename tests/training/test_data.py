@@ -23,10 +23,9 @@ from training.augment import (
     recolour_photo,
 )
 from training.data import (
-    COLOURS,
-    EXEMPLAR,
     BoxDataset,
     StatelessBatchSampler,
+    Stream,
     collate,
     data_loader,
     keyed_rng,
@@ -103,7 +102,7 @@ def test_image_and_exemplar_show_the_item_of_the_order(root: Path) -> None:
         sample = data[number]
         assert (sample["image"][sample["hole_mask"] == 0] == 30 * item).all()
         crop = exemplar_crop(photo, data.index.box(item), data.geometry)
-        rng = keyed_rng(0, number, EXEMPLAR)
+        rng = keyed_rng(0, number, Stream.EXEMPLAR)
         assert np.array_equal(sample["exemplar"], augment_exemplar(crop, 24, rng, data.exemplar))
 
 
@@ -128,10 +127,10 @@ def test_photo_and_exemplar_are_recoloured_alike(root: Path) -> None:
         sample, key = data[number], data.cache_key(number)
         item = data.item_of(number)
         photo = decode_photo((root / f"train/images/{item:05d}.png").read_bytes())
-        expected = recolour_photo(photo, keyed_rng(0, key, COLOURS), recolour)
+        expected = recolour_photo(photo, keyed_rng(0, key, Stream.COLOURS), recolour)
         changes += not np.array_equal(expected, photo)
         crop = exemplar_crop(expected, data.index.box(item), data.geometry)
-        exemplar = augment_exemplar(crop, 24, keyed_rng(0, number, EXEMPLAR), plain)
+        exemplar = augment_exemplar(crop, 24, keyed_rng(0, number, Stream.EXEMPLAR), plain)
         assert np.array_equal(sample["exemplar"], exemplar)
         assert (sample["image"][sample["hole_mask"] == 0] == expected[0, 0]).all()
         assert np.array_equal(sample["image"], data.geometry_sample(key)[0])
@@ -298,7 +297,7 @@ def shown_box(data: BoxDataset, number: int) -> int:
         path = data.index.photo(data.index.photo_of(box)).path
         photo = decode_photo((Path(data.files._folder) / path).read_bytes())
         crop = exemplar_crop(photo, data.index.box(box), data.geometry)
-        rng = keyed_rng(data.seed, number, EXEMPLAR)
+        rng = keyed_rng(data.seed, number, Stream.EXEMPLAR)
         crops.append(augment_exemplar(crop, data.exemplar_size, rng, data.exemplar))
     exemplar = data[number]["exemplar"]
     return next(box for box, crop in enumerate(crops) if np.array_equal(crop, exemplar))
@@ -493,3 +492,10 @@ def test_several_processes_list_a_photo_once(tmp_path: Path) -> None:
     assert sorted(lines) == sorted(f"ordner {number}/ä.jpg\tempty file" for number in range(50))
     later = UnreadableList(file)
     assert not later.note("ordner 7/ä.jpg", "again") and later.note("other.jpg", "new")
+
+
+def test_streams_of_randomness_have_numbers_of_their_own() -> None:
+    """A number given twice would make two draws the same; training's may never change."""
+    assert len(Stream) == len(set(map(int, Stream))) == 9
+    assert [Stream.ORDER, Stream.GEOMETRY, Stream.EXEMPLAR, Stream.NOISE, Stream.VALIDATION,
+            Stream.PICTURES, Stream.CHOICE, Stream.COLOURS] == [0, 1, 2, 3, 4, 5, 16, 17]  # fmt: skip

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from pbe_model.vae import AutoencoderKL
-from training.data import collate, keyed_rng
-from training.first_stage import NOISE, FirstStage, initialise
+from training.data import Stream, collate, keyed_rng
+from training.first_stage import FirstStage, initialise
 
 from .runs import SMALL, run_config
 
@@ -38,7 +38,7 @@ def test_noise_is_keyed_by_sample(photos: Path, tmp_path: Path) -> None:
     batch = first.batch(loaded)
     alone = first.batch(collate([first.dataset[12]]))
     assert torch.equal(batch["noise"][1], alone["noise"][0])
-    expected = keyed_rng(0, 12, NOISE).standard_normal((4, 8, 8), np.float32)
+    expected = keyed_rng(0, 12, Stream.NOISE).standard_normal((4, 8, 8), np.float32)
     assert np.array_equal(alone["noise"][0].numpy(), expected)
     assert torch.equal(batch["image"], loaded["image"])
 
