@@ -192,7 +192,7 @@ def _parse(
             setattr(args, name, str(folder / getattr(args, name)))
     name = args.out or f"{number:05d}.png"
     if Path(name).name != name or not name.endswith(".png") or len(name) > _LONGEST_NAME:
-        raise ValueError(f"out is {shown(name)!r}; give a plain, short name that ends in .png")
+        raise ValueError(f"out is {shown(repr(name))}; give a plain, short name that ends in .png")
     merged = options | painting(args)
     if merged.get("region") == "each" and merged.get("paste_back") is False:
         raise ValueError(

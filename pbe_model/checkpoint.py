@@ -316,6 +316,8 @@ def load_parts(model: PaintByExample, tensors: Mapping[str, Tensor], source: obj
                 f"{source}: the {part} lacks or misshapes {', '.join(bad[:5])} ({len(bad)}); "
                 "give a checkpoint of the same architecture"
             )
+        for name in expected:
+            cast(f"{source}: {name}", tensors[name])  # refuses what is not a number
         with torch.no_grad():
             for name, parameter in expected.items():
                 parameter.copy_(tensors[name])

@@ -179,7 +179,9 @@ class PBEConfig:
 
 def _check_choice(name: str, value: object, choices: Any) -> None:
     if value not in get_args(choices):
-        raise ValueError(f"unknown {name} {shown(value)!r}; choose from {list(get_args(choices))}")
+        raise ValueError(
+            f"unknown {name} {shown(repr(value))}; choose from {list(get_args(choices))}"
+        )
 
 
 def _check_numbers(config: Any) -> None:

@@ -235,7 +235,9 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
             ch_mult=tuple(c // channels[0] for c in channels),
             num_res_blocks=vae["layers_per_block"],
             z_channels=vae["latent_channels"],
-            scale_factor=vae.get("scaling_factor", VAEConfig.scale_factor),
+            scale_factor=vae["scaling_factor"]
+            if "scaling_factor" in configs["vae"]
+            else VAEConfig.scale_factor,
         )
         return PBEConfig(
             unet=UNetConfig(
@@ -291,7 +293,7 @@ def _schedule_config(scheduler: Mapping[str, Any]) -> ScheduleConfig:
     kind = scheduler.get("prediction_type", "epsilon")
     if kind not in _PREDICTIONS:
         raise ValueError(
-            f"{SCHEDULER} has prediction_type {shown(kind)!r}; a denoiser can predict "
+            f"{SCHEDULER} has prediction_type {shown(repr(kind))}; a denoiser can predict "
             f"{' or '.join(_PREDICTIONS)}"
         )
     return ScheduleConfig(

@@ -79,7 +79,7 @@ def load_exemplar(path: str | Path) -> EncodedExemplar:
         raise ValueError(f"{path} holds no encoded exemplar; give a file that Save Exemplar wrote")
     if version != VERSION:
         raise ValueError(
-            f"{path} is an encoded exemplar of version {shown(version, 20)!r}, and this is code "
+            f"{path} is an encoded exemplar of version {shown(repr(version), 20)}, and this is code "
             f"for version {VERSION!r}; update it, or encode the picture again"
         )
     if problem := _problem(tensors):

@@ -193,7 +193,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
-            raise ValueError(f"{shown(name, 80)!r} stands in its header twice")
+            raise ValueError(f"{shown(repr(name), 80)} stands in its header twice")
         values[name] = value
     return values
 
