@@ -79,8 +79,8 @@ def load_exemplar(path: str | Path) -> EncodedExemplar:
         raise ValueError(f"{path} holds no encoded exemplar; give a file that Save Exemplar wrote")
     if version != VERSION:
         raise ValueError(
-            f"{path} is an encoded exemplar of version {shown(repr(version), 20)}, and this is code "
-            f"for version {VERSION!r}; update it, or encode the picture again"
+            f"{path} is an encoded exemplar of version {shown(repr(version), 20)}, and this is "
+            f"code for version {VERSION!r}; update it, or encode the picture again"
         )
     if problem := _problem(tensors):
         raise ValueError(f"{path} is damaged ({problem}); encode the picture again")
