@@ -26,7 +26,7 @@ from torch import Tensor
 from .files import replacing
 from .mask import resize_mask
 from .picture_headers import DECODER_ERRORS, check_jpeg_scans, open_picture
-from .untrusted import first_line, open_regular, printable
+from .untrusted import first_line, open_regular, shown
 
 SUFFIXES: dict[str, str] = {
     ".png": "PNG",
@@ -188,7 +188,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor | None]:
 
 def _open(path: str | os.PathLike[str]) -> Image.Image:
     """Decoded and turned upright."""
-    name = printable(path)
+    name = shown(path)
     if os.path.isdir(path):
         raise ValueError(f"cannot read {name}: it is a folder; give a picture file")
     try:

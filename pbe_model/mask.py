@@ -33,6 +33,7 @@ SHAPES: tuple[str, ...] = get_args(Shape)
 
 _CURVE_TIMES = np.arange(1, 19)[:, None] * 0.05
 _JITTER_STEPS = 5
+_MOST_BETWEEN = 2**28
 
 
 # ---- shapes drawn in training ------------------------------------------------------------------
@@ -190,9 +191,17 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
     Returns:
         (..., h, w).
+
+    Raises:
+        ValueError: A line is to become a picture, with gigabytes between the two.
     """
     if tuple(mask.shape[-2:]) == tuple(size):
         return mask
+    if mask.shape[-2] * size[1] > _MOST_BETWEEN:  # what there is after the first of two directions
+        raise ValueError(
+            f"a mask of {mask.shape[-1]} x {mask.shape[-2]} pixels does not go with a photo of "
+            f"{size[1]} x {size[0]}; give one of about the same shape"
+        )
     flat = mask.reshape(-1, 1, *mask.shape[-2:])
     resized = F.interpolate(flat, size=tuple(size), mode="bilinear", antialias=True)
     return resized.reshape(*mask.shape[:-2], *size)

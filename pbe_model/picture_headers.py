@@ -28,6 +28,9 @@ MAX_PIXELS = 2**25
 """Of a coloured picture whatever its file; a grey one may have twice as many, as masks are flat and
 their files small. While a picture is read a pixel takes up to 28 bytes."""
 
+MAX_SIDE = 2**16
+"""Pixels; more is no picture but a line, and what is resized from a line is large."""
+
 MAX_BYTES = 2**29
 """Of a picture's file; the largest that a camera makes have some 100 MB."""
 
@@ -87,6 +90,10 @@ def open_picture(file: BinaryIO) -> Image.Image:
     pieces.left = sys.maxsize  # from here on the picture is read
     slow = any(tile[0] in _SLOW for tile in getattr(picture, "tile", ()))
     limit = size * _PIXELS_PER_BYTE if slow else pixel_limit(size, grey=picture.mode in _GREY)
+    if max(picture.size) > MAX_SIDE:
+        raise OSError(
+            f"it is {picture.width} x {picture.height} pixels; a side may have {MAX_SIDE}"
+        )
     if any(width * height > limit for width, height in _sides(picture)):
         raise Image.DecompressionBombError(f"more than {limit / 1e6:.0f} megapixels")
     return picture
