@@ -2,12 +2,14 @@
 
 import pickle
 import pickletools
+import zipfile
 from collections import OrderedDict, defaultdict
 
 import pytest
 import torch
 
 from pbe_model import unpickle
+from pbe_model.torch_file import load_tensors
 from pbe_model.unpickle import Known, Machine, Storage, Stub, TensorRecord
 
 START, STOP = b"\x80\x04", b"."
@@ -141,3 +143,68 @@ def test_steps_and_numbers_as_keys_are_counted(monkeypatch: pytest.MonkeyPatch):
 def test_known_names_are_few():
     assert len(unpickle._KNOWN) == 33
     assert sum(isinstance(known, Known) for known in unpickle._KNOWN.values()) == 5
+
+
+def saved_values() -> dict:
+    """What torch saves in as many ways as weights come."""
+    whole = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    unaligned = torch.arange(40, dtype=torch.uint8)[3:35]
+    dtypes = ("float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2", "int8", "bool")
+    return {
+        "state_dict": OrderedDict(
+            whole=whole,
+            tied=whole,
+            view=whole[1:3, ::2],
+            turned=whole.T,
+            scalar=torch.tensor(2.5),
+            empty=torch.empty(0, 3),
+            bytes=unaligned,
+            parameter=torch.nn.Parameter(whole[:2].clone()),
+            **{dtype: (whole > 0).to(getattr(torch, dtype)) for dtype in dtypes},
+        ),
+        "optimizer": {0: {"step": 7, "exp_avg": whole + 1}, 1.5: [whole[0], (whole[1], None)]},
+    }
+
+
+def assert_same(ours, theirs):
+    assert type(ours) is type(theirs) or isinstance(theirs, (OrderedDict, torch.nn.Parameter))
+    if isinstance(theirs, torch.Tensor):
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+        raw, known = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (ours, theirs))
+        assert torch.equal(raw, known)
+    elif isinstance(theirs, dict):
+        assert [*ours] == [*theirs]
+        for key in theirs:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(theirs, (list, tuple)):
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other)
+    else:
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5, None])
+def test_what_torch_saves_is_what_torch_loads(tmp_path, protocol):
+    """With no protocol the file is as of before torch 1.6, in which torch cannot read 8 bits."""
+    path, values = tmp_path / "good.ckpt", saved_values()
+    if protocol is None:
+        for name in ("float8_e4m3fn", "float8_e5m2"):
+            del values["state_dict"][name]
+        torch.save(values, path, _use_new_zipfile_serialization=False)
+    else:
+        torch.save(values, path, pickle_protocol=protocol)
+    loaded = load_tensors(path)
+    assert_same(loaded, torch.load(path, weights_only=False))
+    weights = loaded["state_dict"]
+    assert weights["tied"].data_ptr() == weights["whole"].data_ptr()
+
+
+def test_records_may_begin_anywhere(tmp_path):
+    """Other programs' archives do not keep to multiples of 64 bytes."""
+    path, known = tmp_path / "aligned.ckpt", tmp_path / "packed.ckpt"
+    torch.save(saved_values(), path)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(known, "w") as target:
+        for name in source.namelist():
+            with target.open("a" + name, "w", force_zip64=True) as record:
+                record.write(source.read(name))
+    assert_same(load_tensors(known), torch.load(path, weights_only=False))

@@ -18,6 +18,7 @@ from .strangers import HTML, LFS
 _UNKNOWN = "not a picture of a known format"
 _DAMAGED = "the picture is damaged"
 _LARGE = "megapixels|large"
+_ALL = ("image", "mask", "exemplar", "context", "blend", "batch image", "read_image")
 _EPS = (
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n"
     b"(ran-by-file) (w) file closefile\nshowpage\n%%EOF\n"
@@ -223,11 +224,14 @@ FILES: Table = {
     ),
     "screen.gif": Case(built(lambda: _framed(65_535, 10)), _LARGE),
     "frame.gif": Case(built(lambda: _framed(10, 8_192)), _LARGE),
-    "rows.bmp": Case(content(_bmp(2**26, 1, b"\x01\x00\x00\x00")), _LARGE),
+    "rows.bmp": Case(content(_bmp(2**26, 1, b"\x01\x00\x00\x00")), "a side may have"),
+    "rle.bmp": Case(content(_bmp(2**14, 2**12, b"\x01\x00\x00\x00")), _LARGE),
     "upside_down.bmp": Case(content(_bmp(2**16, -(2**15), b"")), _LARGE),
     "small_box.jp2": Case(built(lambda: _smaller("JPEG2000", b"ihdr", 4)), f"{_LARGE}|{_DAMAGED}"),
     "small_box.avif": Case(
-        built(lambda: _smaller("AVIF", b"ispe", 8, speed=10, quality=1)), f"{_LARGE}|{_DAMAGED}"
+        built(lambda: _smaller("AVIF", b"ispe", 8, speed=10, quality=1)),
+        f"{_LARGE}|{_DAMAGED}|is empty|64 x 64 pixels but",
+        _ALL,
     ),
     "codestream.jp2": Case(
         built(
@@ -276,7 +280,7 @@ FILES: Table = {
     "transparent.png": Case(
         built(lambda: _saved("LA", (8, 8), "PNG")),
         "transparent everywhere|is empty",
-        ("image", "mask", "batch image", "context", "blend"),
+        _ALL,
     ),
     "a" * 296 + ".png": Case(lambda path: path.parent.mkdir(exist_ok=True), "cannot read|too long"),
     "escapes\x1b[31m.png": Case(content(HTML), r"escapes\\x1b\[31m\.png"),
