@@ -36,7 +36,7 @@ from .painting import (
 )
 from .untrusted import numbered_lines, parse_json, printable, shown
 
-_MAX_BYTES = 256 * 2**20  # of a file of edits
+_MAX_BYTES = 16 * 2**20  # of a file of edits
 _LONGEST_NAME = 200  # characters; systems allow 255 bytes
 _LONG = timedelta(days=30)  # that one process may wait for the others at the end
 _IN_LOGS = 30  # seconds between lines of progress where there is no terminal

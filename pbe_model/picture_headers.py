@@ -25,8 +25,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM
 """Pillow's names of the formats that are read. Of the others some (PostScript) start programs."""
 
 MAX_PIXELS = 2**25
-"""Of a coloured picture whatever its file; a grey one may have twice as many, as masks are flat and
-their files small. While a picture is read a pixel takes up to 28 bytes."""
+"""Of a picture whatever its file: masks are flat, and their files small. While a picture is read a
+pixel takes up to 28 bytes."""
 
 MAX_SIDE = 2**16
 """Pixels; more is no picture but a line, and what is resized from a line is large."""
@@ -34,8 +34,7 @@ MAX_SIDE = 2**16
 MAX_BYTES = 2**29
 """Of a picture's file; the largest that a camera makes have some 100 MB."""
 
-_GREY = ("1", "L", "I;16", "I;16B", "I", "F")  # modes
-_PIXELS_PER_BYTE = 128  # in the largest files; photos have about ten, bombs a thousand
+_PIXELS_PER_BYTE = 32  # in the largest files; photos have about ten, bombs a thousand
 _MOST_PIECES = 2**14  # of a header; those of photos have hundreds, where they hold other pictures
 _SLOW = ("bmp_rle",)  # decoders written in Python, which take as long as there are pixels
 _TILE_SIDES = (322, 323)  # tags of a TIFF
@@ -89,7 +88,7 @@ def open_picture(file: BinaryIO) -> Image.Image:
         raise Image.DecompressionBombError("hundreds of megapixels") from error
     pieces.left = sys.maxsize  # from here on the picture is read
     slow = any(tile[0] in _SLOW for tile in getattr(picture, "tile", ()))
-    limit = size * _PIXELS_PER_BYTE if slow else pixel_limit(size, grey=picture.mode in _GREY)
+    limit = size * _PIXELS_PER_BYTE if slow else pixel_limit(size)
     if max(picture.size) > MAX_SIDE:
         raise OSError(
             f"it is {picture.width} x {picture.height} pixels; a side may have {MAX_SIDE}"
@@ -128,13 +127,12 @@ def _sides(picture: Image.Image) -> Iterator[tuple[int, int]]:
         yield int(width), int(height)
 
 
-def pixel_limit(size: int, *, grey: bool = False) -> int:
+def pixel_limit(size: int) -> int:
     """How many pixels a file of `size` bytes may have: many only where the file is large as well.
 
     So a hundred megapixels of a camera are read, and a bomb of a few kilobytes is not.
     """
-    whatever = MAX_PIXELS * 2 if grey else MAX_PIXELS
-    return min(max(whatever, size * _PIXELS_PER_BYTE), 2 * (Image.MAX_IMAGE_PIXELS or whatever))
+    return min(max(MAX_PIXELS, size * _PIXELS_PER_BYTE), 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS))
 
 
 def check_jpeg_scans(jpeg: bytes, pixels: int) -> None:

@@ -23,7 +23,10 @@ from .unpickle import MAX_DEPTH, MAX_LENGTH, Machine, Storage, Stub, TensorRecor
 from .untrusted import first_line, open_regular, shown
 
 _PICKLE = "data.pkl"
-_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # how files of before torch 1.6 begin
+_LEGACY = bytes.fromhex(
+    "8a0a6cfc9c46f9206aa85019"
+)  # a number that begins files of before torch 1.6
+_LEGACY_START = 32  # bytes, in which the pickle's own header comes first
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _TAR = slice(257, 262)  # where a tar archive, of torch before 0.2, says "ustar"
 _COUNT = struct.Struct("<q")  # of elements, before each storage of the legacy format
@@ -131,7 +134,7 @@ def read_bytes(
     """
     if source[: len(archive.START)] == archive.START:
         value, places = _read_zip(source, data if checked else None, foreign)
-    elif source[: len(_LEGACY)] == _LEGACY:
+    elif _LEGACY in source[:_LEGACY_START]:
         if checked:
             raise ValueError("it has no checksums")
         value, places = _read_legacy(memoryview(data), foreign)

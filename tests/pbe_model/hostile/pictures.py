@@ -207,7 +207,6 @@ FILES: Table = {
     "large.gif": _plain("L", 8_192, "GIF"),
     "large.tif": _plain("L", 8_192, "TIFF", compression="tiff_deflate"),
     "large_floats.tif": _plain("F", 8_192, "TIFF", compression="tiff_lzw"),
-    "large.bmp": _plain("1", 8_192, "BMP"),
     "large.jp2": _plain("L", 8_192, "JPEG2000"),
     "large.avif": _plain("L", 8_192, "AVIF", speed=10, quality=1),
     "large.jpg": _plain("L", 13_000, "JPEG", quality=1),
