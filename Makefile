@@ -1,6 +1,6 @@
 # make demo   environment, then the main job on the bundled model
 # make test   environment, then every test
-# make soak   environment, then fuzzing for MINUTES
+# make soak   environment, hostile files through every way in, then fuzzing for MINUTES
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,6 +20,7 @@ test: $(VENV)/ready
 soak: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet atheris
 	mkdir -p soak_out/corpus
+	EVERY_ENTRY=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q tests/pbe_model/test_hostile.py
 	OMP_WAIT_POLICY=passive $(BIN)/python -m tests.soak.fuzz_torch_file -max_total_time=$$(($(MINUTES) * 60)) \
 		-timeout=5 -rss_limit_mb=2048 -max_len=8192 -artifact_prefix=soak_out/ soak_out/corpus tests/soak/corpus
 
