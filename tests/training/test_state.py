@@ -89,3 +89,45 @@ def test_only_what_is_trained_is_kept_and_must_fit() -> None:
     other[1].requires_grad_(True)
     with pytest.raises(ValueError, match=r"such as 1\.bias \(2 differ\)"):
         state.load_trainable(other, kept, "run")
+
+
+def flip(path: Path, value: bytes) -> None:
+    """Changes one bit of the first place that holds these bytes."""
+    data = bytearray(path.read_bytes())
+    data[data.index(value)] ^= 0x40
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In a tensor as in the pickle; torch's own reader looks at no checksum."""
+    marks = torch.arange(1000, 1064, dtype=torch.int32).numpy().tobytes(), b"module"
+    for step, mark in enumerate(marks, start=2):
+        state.save(tmp_path, 1, {"module": {"w": torch.arange(1000, 1064).int()}}, keep=9)
+        path = state.save(tmp_path, step, {"module": {"w": torch.arange(1000, 1064).int()}}, keep=9)
+        flip(path, mark)
+        with pytest.raises(ValueError, match=r"has changed since it was written\); delete it"):
+            state.load(path)
+        saved = state.load_newest(tmp_path)
+        assert saved is not None and saved["step"] == 1
+        assert f"{path.name} cannot be read" in caplog.text
+    flip(tmp_path / "step-00000001.pt", marks[0])
+    with pytest.raises(ValueError, match=r"none of the 3 checkpoints in .* can be read; put a copy"):
+        state.load_newest(tmp_path)
+
+
+def test_what_is_not_a_run_s_state_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "step-00000001.pt"
+    torch.save([torch.ones(1)], path)
+    with pytest.raises(ValueError, match=r"something else than a run's state: list\); delete it"):
+        state.load(path)
+    torch.save({"module": nn.Linear(2, 2)}, path)
+    with pytest.raises(ValueError, match=r"a run's state: .*Linear"):
+        state.load(path)
+
+
+def test_tensors_that_are_not_mapped_outlive_their_file(tmp_path: Path) -> None:
+    path = state.save(tmp_path, 1, {"module": {"w": torch.ones(1000)}}, keep=1)
+    loaded = state.load(path)["module"]["w"]
+    with path.open("r+b") as file:
+        file.truncate(0)
+    assert loaded.sum() == 1000
