@@ -111,7 +111,7 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         assert saved is not None and saved["step"] == 1
         assert f"{path.name} cannot be read" in caplog.text
     flip(tmp_path / "step-00000001.pt", marks[0])
-    with pytest.raises(ValueError, match=r"none of the 3 checkpoints in .* can be read; put a copy"):
+    with pytest.raises(ValueError, match="none of the 3 checkpoints"):
         state.load_newest(tmp_path)
 
 
