@@ -35,7 +35,7 @@ _SIZE = r"a tensor has the size|whole numbers|a tensor of \d+ sides and"
 _STORAGE = "bytes where its tensors say"
 _ARGUMENTS = "arguments that it does not take"
 _TYPE = "which is no type of weights here"
-_NUMBERS = "holds NaN or infinite values"
+_NUMBERS = "holds NaN or infinite values|lacks or misshapes"
 _UNREAD = ("inspect",)
 """What does not look at the numbers."""
 
