@@ -48,12 +48,7 @@ DECODER_ERRORS = (
 JPEG_START = b"\xff\xd8"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_FILL, _SCAN = 0xFF, 0xDA
 _SCAN_START = re.compile(b"\xff\xda")
-_SEGMENT = struct.Struct(">BBH").unpack_from
-_SEQUENTIAL = frozenset((0xC0, 0xC1))  # kinds of frames
-_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
-_MOST_SEGMENTS = 2**16
 _MOST_SCANS = 1000  # encoders make ten, or some dozens
 _MOST_WORK = 2**31  # pixels times scans of a JPEG: a second or two
 _BIG_TIFF = 43
@@ -148,26 +143,6 @@ def check_jpeg_scans(jpeg: bytes, pixels: int) -> None:
     most = min(_MOST_SCANS, _MOST_WORK // max(pixels, 1))
     if sum(1 for _ in islice(_SCAN_START.finditer(jpeg), most + 1)) > most:
         raise OSError(f"more than {most} scans of {pixels:,} pixels")
-
-
-def first_scan(jpeg: bytes) -> tuple[int, bool]:
-    """Where the first scan starts (at the end if in doubt), and whether it is surely the only one.
-
-    Before it are segments, each a marker and its length.
-    """
-    position, frame, last = len(JPEG_START), 0, len(jpeg) - 5
-    for _ in range(_MOST_SEGMENTS):
-        if position > last:
-            break
-        fill, marker, length = _SEGMENT(jpeg, position)
-        if fill != _FILL or marker in _WITHOUT_LENGTH:
-            break
-        if marker == _SCAN:  # the only one if it is of all components and the frame not progressive
-            return position, frame > 0 and jpeg[frame + 9] == jpeg[position + 4]
-        if marker in _SEQUENTIAL:
-            frame = position
-        position += 1 if marker == _FILL else 2 + length  # there may be more than one fill byte
-    return len(jpeg), False
 
 
 def check_tiff_entries(file: BinaryIO) -> None:

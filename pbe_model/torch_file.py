@@ -23,11 +23,9 @@ from .unpickle import MAX_DEPTH, MAX_LENGTH, Machine, Storage, Stub, TensorRecor
 from .untrusted import first_line, open_regular, shown
 
 _PICKLE = "data.pkl"
-_LEGACY = bytes.fromhex(
-    "8a0a6cfc9c46f9206aa85019"
-)  # a number that begins files of before torch 1.6
-_LEGACY_START = 32  # bytes, in which the pickle's own header comes first
-_LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
+_LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001  # of files of before torch 1.6
+_LEGACY = b"\x8a\x0a" + _LEGACY_MAGIC.to_bytes(10, "little")  # how the first number is pickled
+_LEGACY_START = 32  # bytes that it is in, behind the pickle's own header
 _TAR = slice(257, 262)  # where a tar archive, of torch before 0.2, says "ustar"
 _COUNT = struct.Struct("<q")  # of elements, before each storage of the legacy format
 _MOST = 2**63 - 1
@@ -94,7 +92,7 @@ def read_torch_file(
             raise ValueError("it is empty")
         # Copied on write, so what is done to a tensor does not reach the file.
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return read_bytes(data, source, foreign, mapped=mapped, checked=checked)
+        return read_buffer(data, source, foreign, mapped=mapped, checked=checked)
 
 
 class _File:
@@ -117,7 +115,7 @@ class _File:
         return self._file.read(end - begin)
 
 
-def read_bytes(
+def read_buffer(
     data: Mapped, source: archive.Source, foreign: set[str], *, mapped: bool, checked: bool
 ) -> Any:
     """As `read_torch_file`, from the bytes of a file.
@@ -176,7 +174,7 @@ def _read_zip(
     if place.end - place.begin > MAX_LENGTH:
         raise ValueError(f"its pickle has more than {MAX_LENGTH:,} bytes")
     program = source[place.begin : place.end]
-    if place.crc:  # other programs' archives may have none
+    if checked is None and place.crc:  # other programs' archives may have none
         _compare(found[0], place, program)
     prefix = f"{root}data/"
     return Machine(memoryview(program), 0, foreign).run(), {

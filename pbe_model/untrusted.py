@@ -60,27 +60,32 @@ def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
         ValueError: Not a regular file (a pipe would block, a device never end), or too large.
         OSError: Not there, or not readable.
     """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            raise ValueError(f"it has {size:,} bytes, and {limit:,} are the most")
+    with open_regular(path, limit) as file:
         return file.read(limit)
 
 
-def open_regular(path: str | os.PathLike[str]) -> Any:
+def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> Any:
     """Open a regular file for reading bytes.
 
+    Args:
+        path: Of the file; links are followed.
+        limit: Bytes that it may have.
+
     Raises:
-        ValueError: It is a folder, a pipe, a socket or a device.
+        ValueError: It is a folder, a pipe, a socket or a device, or too large.
         OSError: Not there, or not readable.
     """
     # A pipe without a writer would block already while it is opened.
     descriptor = os.open(
         path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     )
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
         raise ValueError("it is not a regular file")
+    if limit is not None and found.st_size > limit:
+        os.close(descriptor)
+        raise ValueError(f"it has {found.st_size:,} bytes, and {limit:,} are the most")
     return os.fdopen(descriptor, "rb")
 
 
@@ -147,9 +152,7 @@ def numbered_lines(
     """  # noqa: E501
     name, number = printable(path), 0
     try:
-        with open_regular(path) as file:
-            if (size := os.fstat(file.fileno()).st_size) > limit:
-                raise ValueError(f"it has {size:,} bytes, and {limit:,} are the most")
+        with open_regular(path, limit) as file:
             text = io.TextIOWrapper(file, "utf-8-sig", errors)
             while line := text.readline(MAX_LINE):
                 number += 1

@@ -10,17 +10,23 @@ What decoding would take is read off the header first: a few bytes may ask for g
 from __future__ import annotations
 
 import io
+import struct
 
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import ExifTags
 
-from pbe_model.picture_headers import JPEG_START, check_jpeg_scans, first_scan, pixel_limit
+from pbe_model.picture_headers import JPEG_START, check_jpeg_scans, pixel_limit
 from pbe_model.untrusted import first_line
 from training.headers import photo_header
 
 JPEG_END = b"\xff\xd9"
+_FILL, _SCAN = 0xFF, 0xDA
+_SEGMENT = struct.Struct(">BBH").unpack_from
+_SEQUENTIAL = frozenset((0xC0, 0xC1))  # kinds of frames
+_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
+_MOST_SEGMENTS = 2**16
 
 
 def decode_photo(data: bytes) -> np.ndarray:
@@ -41,7 +47,7 @@ def decode_photo(data: bytes) -> np.ndarray:
         # maker's trailer, and an embedded thumbnail has one of its own near the start.
         if data.rfind(JPEG_END, len(data) // 2) < 0:
             raise OSError("truncated JPEG")
-        header_length, is_only_scan = first_scan(data)
+        header_length, is_only_scan = _first_scan(data)
         _check_jpeg(data, is_only_scan)
         if not _may_be_turned(data, header_length):
             try:
@@ -82,3 +88,23 @@ def _may_be_turned(jpeg: bytes, header_length: int) -> bool:
             return header.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except OSError:
         return True
+
+
+def _first_scan(jpeg: bytes) -> tuple[int, bool]:
+    """Where the first scan starts (at the end if in doubt), and whether it is surely the only one.
+
+    Before it are segments, each a marker and its length.
+    """
+    position, frame, last = len(JPEG_START), 0, len(jpeg) - 5
+    for _ in range(_MOST_SEGMENTS):
+        if position > last:
+            break
+        fill, marker, length = _SEGMENT(jpeg, position)
+        if fill != _FILL or marker in _WITHOUT_LENGTH:
+            break
+        if marker == _SCAN:  # the only one if it is of all components and the frame not progressive
+            return position, frame > 0 and jpeg[frame + 9] == jpeg[position + 4]
+        if marker in _SEQUENTIAL:
+            frame = position
+        position += 1 if marker == _FILL else 2 + length  # there may be more than one fill byte
+    return len(jpeg), False

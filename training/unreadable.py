@@ -60,9 +60,7 @@ class UnreadableList:
 
 def _check(file: Path) -> None:
     try:
-        with open_regular(file) as opened:
-            if (size := os.fstat(opened.fileno()).st_size) > _MAX_LIST:
-                raise ValueError(f"it has {size:,} bytes, and {_MAX_LIST:,} are the most")
+        open_regular(file, _MAX_LIST).close()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"cannot note unreadable photos in '{file}': {first_line(error)}; move it away"

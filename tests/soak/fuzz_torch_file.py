@@ -62,7 +62,7 @@ def read(data: bytes) -> None:
         return
     file = bytearray(KINDS[data[0] % len(KINDS)](data[1:]))
     try:
-        value = torch_file.read_bytes(file, file, set(), mapped=data[0] < 128, checked=False)
+        value = torch_file.read_buffer(file, file, set(), mapped=data[0] < 128, checked=False)
     except ValueError as error:
         assert len(str(error)) < 1000
         return
