@@ -520,16 +520,16 @@ def test_a_folder_of_diffusers_is_offered_whole(host: Host, checkpoint: Path):
     torch.manual_seed(3)
     model = PaintByExample(replace(TINY, exemplar=replace(TINY.exemplar, mapper_layers=1)))
     save_model(checkpoint.with_name("same.safetensors"), model)
-    save_diffusers(checkpoint.with_name("folder"), model)
+    save_diffusers(checkpoint.with_name("whole"), model)
     unfinished = checkpoint.with_name("model.diffusers.download") / "unet" / "part.safetensors"
     unfinished.parent.mkdir(parents=True)
     unfinished.touch()
     offered = host.object_info("PBELoader")["PBELoader"]["input"]["required"]["checkpoint"]
     names = offered[1]["options"] if isinstance(offered[0], str) else offered[0]
-    found = [name for name in names if "folder" in name or "download" in name]
-    assert found == ["paint_by_example/folder"]
+    found = [name for name in names if "whole" in name or "download" in name]
+    assert found == ["paint_by_example/whole"]
     pictures = [
-        crop_of(host, graph(f"paint_by_example/{name}")) for name in ("folder", "same.safetensors")
+        crop_of(host, graph(f"paint_by_example/{name}")) for name in ("whole", "same.safetensors")
     ]
     # The weights lie at other addresses in the two files, which may round sums differently.
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
