@@ -35,9 +35,9 @@ from scipy import stats
 
 import pbe_model
 from benchmarks.official_dataset import CLIP_MEAN, CLIP_STD, FOLDERS, OfficialDataset
-from training.augment import SampleGeometry, augment_exemplar, exemplar_crop, training_geometry
-from training.data import BoxDataset, collate
-from training.decode import decode_photo
+from training.data.augment import SampleGeometry, augment_exemplar, exemplar_crop, training_geometry
+from training.data.dataset import BoxDataset, collate
+from training.data.decode import decode_photo
 from training.prepare.annotations import BoxFilter, open_reader
 from training.prepare.collection import prepare
 from training.prepare.packing import Packing

@@ -34,8 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pbe_model.config import V1
-from pbe_model.unet import UNet
-from training.gradients import SixteenBitGradients
+from pbe_model.networks.unet import UNet
+from training.optim.gradients import SixteenBitGradients
 
 PRECISIONS = ("bf16", "pure-bf16", "fp32")
 WHO = ("diffusers", "ours")

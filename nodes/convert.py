@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..pbe_model.mask import resize_mask
+from ..pbe_model.editing.mask import resize_mask
 from .adapter import Conditioning
 
 

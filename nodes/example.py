@@ -6,7 +6,7 @@ import functools
 
 from comfy_api.latest import io
 
-from ..pbe_model.demo import Scene, load_scenes
+from ..pbe_model.scenes import Scene, load_scenes
 from .category import CATEGORY
 
 

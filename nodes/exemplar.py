@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..pbe_model.exemplar import normalise, parse_weights, preprocess, weighted_mean
+from ..pbe_model.editing.exemplar_image import parse_weights, preprocess, weighted_mean
+from ..pbe_model.networks.exemplar_encoder import normalise
 from .adapter import HostEncoder
 from .category import CATEGORY
 from .convert import batch_size, mask_like, rgb, row

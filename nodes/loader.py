@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..pbe_model import PaintByExample
-from ..pbe_model.download import UNFINISHED
+from ..pbe_model.checkpoints.download import UNFINISHED
 from ..pbe_model.untrusted import read_bytes
 from .adapter import HostEncoder, latent_format, load_model, load_vae
 from .category import CATEGORY

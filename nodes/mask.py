@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..pbe_model.mask import SHAPES, augment
+from ..pbe_model.editing.mask import SHAPES, augment
 from .category import CATEGORY
 
 

@@ -8,9 +8,9 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ..pbe_model.edit import initial_noise
-from ..pbe_model.plan import CONTEXT, MODES, plan_regions
-from ..pbe_model.region import crop, match_colour, photo_blend_mask
+from ..pbe_model.editing.crop_plan import CONTEXT, MODES, plan_regions
+from ..pbe_model.editing.edit import initial_noise
+from ..pbe_model.editing.region import crop, match_colour, photo_blend_mask
 from .adapter import Conditioning, check_parts, encode_masked, pbe_config, sample
 from .category import CATEGORY
 from .convert import batch_size, mask_like, rgb, row, rows

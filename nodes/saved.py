@@ -9,7 +9,7 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..pbe_model.encoded import EncodedExemplar, load_exemplar, save_exemplar
+from ..pbe_model.checkpoints.exemplar_file import EncodedExemplar, load_exemplar, save_exemplar
 from .adapter import Conditioning
 from .category import CATEGORY
 from .folders import EXEMPLAR_FOLDER, saved_exemplars

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from comfy_api.latest import io
 
-from ..pbe_model.region import Region, stitch_all
+from ..pbe_model.editing.region import Region, stitch_all
 from .category import CATEGORY
 from .convert import rgb
 

@@ -23,8 +23,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .files import replacing
-from .mask import resize_mask
+from .atomic import replacing
+from .editing.mask import resize_mask
 from .picture_headers import DECODER_ERRORS, check_jpeg_scans, open_picture
 from .untrusted import first_line, open_regular, shown
 

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention, sdpa_attention
 from .config import PBEConfig
-from .exemplar import ExemplarEncoder
-from .schedule import NoiseSchedule
-from .unet import UNet
-from .vae import AutoencoderKL
+from .networks.attention import Attention, sdpa_attention
+from .networks.exemplar_encoder import ExemplarEncoder
+from .networks.inputs import unet_input
+from .networks.unet import UNet
+from .networks.vae import AutoencoderKL
+from .sampling.schedule import NoiseSchedule
 
 
 class PaintByExample(nn.Module):
@@ -58,7 +59,9 @@ class PaintByExample(nn.Module):
         Raises:
             ValueError: No such file, damaged, another architecture, names missing or unexpected.
         """
-        from .checkpoint import load_model  # a loader knows the model, not the other way round
+        from .checkpoints.load import (
+            load_model,  # a loader knows the model, not the other way round
+        )
 
         return load_model(path, config=config, device=device, dtype=dtype, attention=attention)
 
@@ -108,9 +111,7 @@ class PaintByExample(nn.Module):
         Returns:
             `(K * B, 4, h, w)`.
         """
-        # This order is the official one; Stable Diffusion's inpainting model has the mask second.
-        x = torch.cat([noisy, masked_latent, keep_mask], dim=1)  # (B, 9, h, w)
-        return self.unet(x, timesteps, context)
+        return self.unet(unet_input(noisy, masked_latent, keep_mask), timesteps, context)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Not callable: use `edit`, or the parts."""

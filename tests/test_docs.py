@@ -33,7 +33,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pbe_model.saving import save_diffusers
+from pbe_model.checkpoints.save import save_diffusers
 from training.config import RunConfig, load_config
 
 from .pbe_model.small import SMALL, small_model

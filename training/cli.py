@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pbe_model.commandline import (
+from pbe_model.cli.common import (
     DTYPES,
     Parser,
     add_command,
@@ -124,7 +124,7 @@ def _train(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, [word for word in args.overrides if word != DRY_RUN])
     if DRY_RUN in args.overrides:
-        from training.plan import describe
+        from training.planning.report import describe
 
         print(describe(config))
     else:
@@ -136,7 +136,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from training.config import load_config
-    from training.plan import make_plan
+    from training.planning.report import make_plan
 
     # Options may stand among the overrides, which belong to RunConfig.
     options = Parser(prog="pbe-train plan", add_help=False, allow_abbrev=False)
@@ -178,7 +178,7 @@ def _export(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from pbe_model import PaintByExample
     from pbe_model.image_io import write_image
-    from training.evaluate import evaluate_demo, format_table
+    from training.evaluation.evaluate import evaluate_demo, format_table
 
     model = PaintByExample.from_checkpoint(args.checkpoint, device=usable_device(args.device))
     if args.out:

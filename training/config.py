@@ -18,9 +18,9 @@ import tomli_w
 import tyro
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from pbe_model.checkpoint import BUNDLED
+from pbe_model.checkpoints.load import BUNDLED
 from pbe_model.untrusted import first_line, read_bytes, shown
-from training.augment import ExemplarAugment, PhotoRecolour, SampleGeometry
+from training.data.augment import ExemplarAugment, PhotoRecolour, SampleGeometry
 
 if sys.version_info >= (3, 11):
     import tomllib

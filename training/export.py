@@ -16,15 +16,17 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from pbe_model import checkpoint, saving
+from pbe_model.checkpoints import load as checkpoint
+from pbe_model.checkpoints import save as saving
+from pbe_model.checkpoints.lora import save_lora
 from pbe_model.config import CONFIGS
-from pbe_model.lora import save_lora
 from pbe_model.model import PaintByExample
 from pbe_model.untrusted import first_line, read_bytes
-from training import ema, state
+from training import checkpoints as state
 from training.config import MAX_CONFIG, RunConfig, one_sentence
-from training.diffusion import freeze, starting_model
-from training.lora import lora_state, merge_lora
+from training.optim import ema
+from training.stages.diffusion import freeze, starting_model
+from training.stages.lora import lora_state, merge_lora
 
 Layout = Literal["safetensors", "official", "diffusers", "lora"]
 

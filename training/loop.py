@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,16 +24,15 @@ from accelerate.utils import set_seed
 from torch import Tensor, distributed, nn
 from torch.utils.data import Dataset
 
-from training import state
+from training import checkpoints as state
 from training.config import RunConfig, changed_settings
-from training.data import StatelessBatchSampler, data_loader
-from training.ema import EMA, classic, power_function, save_snapshot
-from training.gradients import SixteenBitGradients, have_sixteen_bits
-from training.hardware import peak_flops
-from training.optim import build_optimizer, learning_rate, restore
-from training.plan import flops_per_sample
+from training.data.dataset import StatelessBatchSampler, data_loader
+from training.optim.ema import EMA, classic, power_function, save_snapshot
+from training.optim.gradients import SixteenBitGradients, have_sixteen_bits
+from training.optim.optimizer import build_optimizer, learning_rate, restore
+from training.planning.hardware import peak_flops
+from training.planning.report import flops_per_sample
 from training.runlog import BINS, RunLog, Window
-from training.signals import stop_signals
 
 
 class Stage(Protocol):
@@ -406,6 +406,27 @@ class _Run:
         raise SystemExit(128 + number)
 
 
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and the first Ctrl-C instead of dying of them; a second Ctrl-C interrupts."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # only the main thread may ask for signals
+        return
+
+    def catch(number: int, _: object) -> None:
+        if number == signal.SIGINT and signal.SIGINT in caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _join_processes() -> None:
     """Find the other processes that torchrun started.
 
@@ -448,9 +469,9 @@ def _peak_memory(device: torch.device) -> int:
 
 def _stage(config: RunConfig, device: torch.device) -> Stage:
     if config.stage == "first_stage":
-        from training.first_stage import FirstStage
+        from training.stages.first_stage import FirstStage
 
         return FirstStage(config, device)
-    from training.diffusion import Diffusion
+    from training.stages.diffusion import Diffusion
 
     return Diffusion(config, device)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from pbe_model.files import replacing
+from pbe_model.atomic import replacing
 from pbe_model.untrusted import numbered_lines, parse_json
 
 BINS = 10

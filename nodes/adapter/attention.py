@@ -10,7 +10,7 @@ import comfy.ldm.modules.attention
 import comfy.model_management
 from torch import Tensor
 
-from ...pbe_model.attention import Attention, sdpa_attention, select_attention
+from ...pbe_model.networks.attention import Attention, sdpa_attention, select_attention
 
 
 class HostAttention:

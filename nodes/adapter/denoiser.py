@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...pbe_model.attention import Attention
 from ...pbe_model.config import PBEConfig, UNetConfig
-from ...pbe_model.mask import latent_keep_mask
-from ...pbe_model.unet import UNet
+from ...pbe_model.networks.attention import Attention
+from ...pbe_model.networks.inputs import latent_keep_mask
+from ...pbe_model.networks.unet import UNet
 from .attention import HostAttention, attention_backend
 
 # What the host's nodes change inside a UNet of its own; ours has no such places.

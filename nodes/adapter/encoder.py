@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.model_patcher
 from torch import Tensor
 
-from ...pbe_model.exemplar import ExemplarEncoder
+from ...pbe_model.networks.exemplar_encoder import ExemplarEncoder
 
 
 @dataclass(frozen=True, eq=False)

@@ -129,7 +129,7 @@ def check_attention_is_the_host_s_and_can_be_overridden(parts: Parts) -> None:
 
 
 def check_the_keep_mask_comes_last_and_is_not_rounded(parts: Parts) -> None:
-    mask = ours("pbe_model.mask")
+    mask = ours("pbe_model.networks.inputs")
     hole_mask = torch.zeros(1, 64, 64)
     hole_mask[:, 10:41, 6:50] = 0.9
     masked = torch.randn(1, 4, SIDE, SIDE)
@@ -148,8 +148,8 @@ def check_the_keep_mask_comes_last_and_is_not_rounded(parts: Parts) -> None:
 
 def check_latents_are_those_of_our_sampler(parts: Parts) -> None:
     """On whole timesteps, to which the host rounds; the samplers are written independently."""
-    schedule, samplers = ours("pbe_model.schedule"), ours("pbe_model.samplers")
-    mask = ours("pbe_model.mask")
+    schedule, samplers = ours("pbe_model.sampling.schedule"), ours("pbe_model.sampling.samplers")
+    mask = ours("pbe_model.networks.inputs")
     hole_mask = torch.zeros(1, 64, 64)
     hole_mask[:, 16:48, 16:48] = 1
     masked, noise = torch.randn(1, 4, SIDE, SIDE), torch.randn(1, 4, SIDE, SIDE)
@@ -193,7 +193,7 @@ def check_v_and_zero_terminal_snr_reach_the_host_s_sampling(parts: Parts) -> Non
             comfy.latent_formats.SD15(),
         )
         sampling = model.model.model_sampling
-        sigmas = ours("pbe_model.schedule").NoiseSchedule.linear(schedule).sigmas.float()
+        sigmas = ours("pbe_model.sampling.schedule").NoiseSchedule.linear(schedule).sigmas.float()
         torch.testing.assert_close(sampling.sigmas, sigmas, rtol=1e-4, atol=0)
         x, said = torch.randn(2, 1, 4, SIDE, SIDE).unbind()
         for sigma in sampling.sigmas[[0, 500, -1]]:
@@ -208,7 +208,7 @@ def check_the_host_s_lora_names_fit_the_official_size(_: Parts) -> None:
     """The yardstick is its own detection of the architecture, which LoRA names follow."""
     unet_config = ours("pbe_model.config").V1.unet
     with torch.device("meta"):
-        names = ours("pbe_model.unet").UNet(unet_config).state_dict()
+        names = ours("pbe_model.networks.unet").UNet(unet_config).state_dict()
     detected = comfy.model_detection.detect_unet_config(names, "")
     described = ours("nodes.adapter.denoiser")._host_entries(unet_config)
     mapping = comfy.utils.unet_to_diffusers(described)
@@ -217,7 +217,7 @@ def check_the_host_s_lora_names_fit_the_official_size(_: Parts) -> None:
 
 def check_the_host_takes_our_adapters(parts: Parts) -> None:
     """Every name in a file of ours for the denoiser, on the host's own path of LoRA loaders."""
-    lora = ours("pbe_model.lora")
+    lora = ours("pbe_model.checkpoints.lora")
     merged = copy.deepcopy(parts.plain)
     layers = {n: m for n, m in lora.adaptable(merged).items() if n.startswith("unet.")}
     tensors = {}

@@ -38,7 +38,7 @@ class Parts:
     def __init__(self) -> None:
         V1 = ours("pbe_model.config").V1
         with torch.device("meta"):
-            unet = ours("pbe_model.unet").UNet(V1.unet)
+            unet = ours("pbe_model.networks.unet").UNet(V1.unet)
         weights = random_weights({n: t.shape for n, t in unet.state_dict().items()}, seed=0)
         weights[FIRST][:, 4:] = 0
         self.ours = adapter.load_model(V1, dict(weights), comfy.latent_formats.SD15())

@@ -26,7 +26,7 @@ def our_model():
     model = ours("pbe_model.config").TINY
     config = replace(model, unet=replace(model.unet, channel_mult=(1, 2)))
     torch.manual_seed(0)
-    unet = ours("pbe_model.unet").UNet(config.unet)
+    unet = ours("pbe_model.networks.unet").UNet(config.unet)
     patcher = adapter.load_model(config, unet.state_dict(), comfy.latent_formats.SD15())
     photo = {
         "concat_latent_image": torch.randn(1, 4, SIDE, SIDE),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pbe_model import TINY, PaintByExample
-from pbe_model.saving import save_model
+from pbe_model.checkpoints.save import save_model
 
 from .host import Host
 from .test_in_comfyui import graph

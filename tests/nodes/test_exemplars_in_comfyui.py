@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pbe_model import TINY, PaintByExample
-from pbe_model.encoded import EncodedExemplar, load_exemplar, save_exemplar
-from pbe_model.exemplar import normalise, preprocess
-from pbe_model.mask import augment
-from pbe_model.saving import save_model
+from pbe_model.checkpoints.exemplar_file import EncodedExemplar, load_exemplar, save_exemplar
+from pbe_model.checkpoints.save import save_model
+from pbe_model.editing.exemplar_image import preprocess
+from pbe_model.editing.mask import augment
+from pbe_model.networks.exemplar_encoder import normalise
 
 from .host import Host, HostError, Prompt, Run
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from pbe_model import TINY, PaintByExample
-from pbe_model.encoded import EncodedExemplar, save_exemplar
-from pbe_model.saving import save_model
+from pbe_model.checkpoints.exemplar_file import EncodedExemplar, save_exemplar
+from pbe_model.checkpoints.save import save_model
 
 from ..pbe_model.hostile import KINDS
 from ..pbe_model.hostile.case import sparse

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pbe_model import TINY, PaintByExample, edit
+from pbe_model.checkpoints.save import save_diffusers, save_model
 from pbe_model.config import ScheduleConfig, VAEConfig
 from pbe_model.image_io import read_image, read_mask
-from pbe_model.saving import save_diffusers, save_model
 
 from .graph import to_prompt
 from .host import Host, HostError, Prompt, Run

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from pbe_model import TINY, PaintByExample, edit
+from pbe_model.checkpoints.save import save_model
 from pbe_model.image_io import read_image
-from pbe_model.saving import save_model
 
 from .host import Host, Prompt, Run
 

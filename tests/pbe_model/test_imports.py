@@ -58,14 +58,57 @@ def top(name: str) -> str:
 def test_pbe_model_imports_itself_relatively_and_little_else():
     allowed = PACKAGE_IMPORTS | set(sys.stdlib_module_names)
     found = list(imports("pbe_model"))
-    assert ("pbe_model/unet.py", "torch") in found
+    assert ("pbe_model/networks/unet.py", "torch") in found
     assert [pair for pair in found if top(pair[1]) not in allowed] == []
 
 
-def test_relative_imports_stay_inside_pbe_model():
-    for path in (REPOSITORY / "pbe_model").glob("*.py"):
+FLOORS = (
+    {"untrusted", "atomic"},
+    {"config"},
+    {"networks", "sampling"},
+    {"model"},
+    {"editing", "checkpoints"},
+    {"picture_headers"},
+    {"image_io"},
+    {"scenes"},
+    {"cli"},
+)
+"""Rooms of `pbe_model` from the ground up: each imports those below it and itself."""
+
+
+def rooms_imported() -> Iterator[tuple[Path, str, str]]:
+    """File, its room, and a room of `pbe_model` that it imports."""
+    package = REPOSITORY / "pbe_model"
+    for path in sorted(package.rglob("*.py")):
+        place = path.relative_to(package).with_suffix("").parts
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            assert not (isinstance(node, ast.ImportFrom) and node.level > 1), path
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level <= len(place), f"{path} imports from outside of the package"
+                start = [*place[: len(place) - node.level], *(node.module or "").split(".")]
+                names = [start[0]] if start[0] else [alias.name for alias in node.names]
+                for name in names:
+                    yield path.relative_to(package), place[0], name
+
+
+def test_rooms_import_what_is_below_them():
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    # The package's own names, and the one way back: a model is loaded by its own class method.
+    upward = {"__init__": set(floor), "__main__": {"cli"}, "model": {"checkpoints"}}
+    seen = set()
+    for path, room, imported in rooms_imported():
+        seen.add(room)
+        if imported in upward.get(room, ()):
+            continue
+        below = floor[imported] < floor[room]
+        assert below or imported == room, f"{path} imports {imported}, which is not below it"
+    assert seen >= set(floor) - {"untrusted", "atomic", "picture_headers"}
+
+
+def test_nodes_leave_the_command_line_alone():
+    for path in (REPOSITORY / "nodes").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = getattr(node, "module", None) or ""
+            assert not module.startswith("pbe_model.cli"), path
 
 
 def test_nodes_import_neither_training_nor_anything_under_its_own_name():
@@ -123,7 +166,7 @@ for name in {FOREIGN!r}:
 sys.path.insert(0, {str(REPOSITORY)!r})
 before = list(sys.path)
 import pbe_model
-for module in pkgutil.iter_modules(pbe_model.__path__, "pbe_model."):
+for module in pkgutil.walk_packages(pbe_model.__path__, "pbe_model."):
     if not module.name.endswith("__main__"):
         __import__(module.name)
 assert sys.path == before

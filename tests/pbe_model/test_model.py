@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pbe_model import TINY, V1, PaintByExample
-from pbe_model.checkpoint import state_dict
+from pbe_model.checkpoints.load import state_dict
 
 from .small import SMALL, noise, relative_error, small_model
 

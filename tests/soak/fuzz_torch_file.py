@@ -16,12 +16,16 @@ import zipfile
 import atheris
 
 with atheris.instrument_imports(
-    include=["pbe_model.archive", "pbe_model.unpickle", "pbe_model.torch_file"]
+    include=[
+        "pbe_model.checkpoints.archive",
+        "pbe_model.checkpoints.unpickle",
+        "pbe_model.checkpoints.torch_file",
+    ]
 ):
     import torch
 
-    from pbe_model import torch_file
-    from pbe_model.unpickle import Storage, TensorRecord
+    from pbe_model.checkpoints import torch_file
+    from pbe_model.checkpoints.unpickle import Storage, TensorRecord
 
 DEFAULTS = torch._utils._rebuild_tensor_v2.__defaults__
 STORAGES = {"0": bytes(range(64)), "1": b"", "2": bytes(6)}

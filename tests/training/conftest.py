@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pbe_model import PaintByExample, saving
+from pbe_model import PaintByExample
+from pbe_model.checkpoints import save as saving
 from pbe_model.config import CONFIGS
 
 from .runs import SMALL, randomise, write_pairs, write_photos

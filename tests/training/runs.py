@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from pbe_model.config import CONFIGS, ExemplarConfig, PBEConfig, UNetConfig, VAEConfig
-from training import state
+from training import checkpoints as state
 from training.config import RunConfig, to_toml
 
 SMALL = PBEConfig(

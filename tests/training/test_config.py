@@ -6,13 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import (
-    RunConfig,
-    bundled_configs,
-    changed_settings,
-    load_config,
-    to_toml,
-)
+from training.config import RunConfig, bundled_configs, changed_settings, load_config, to_toml
 
 
 def write(path: Path, text: str) -> str:

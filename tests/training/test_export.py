@@ -18,14 +18,16 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from pbe_model import PaintByExample, checkpoint, saving
-from pbe_model.cli import main as pbe
-from pbe_model.lora import apply_lora
-from training import ema
+from pbe_model import PaintByExample
+from pbe_model.checkpoints import load as checkpoint
+from pbe_model.checkpoints import save as saving
+from pbe_model.checkpoints.lora import apply_lora
+from pbe_model.cli.main import main as pbe
 from training.cli import main
 from training.config import RunConfig
 from training.export import export
 from training.loop import train
+from training.optim import ema
 
 from .runs import SMALL, newest, randomise, run_config
 

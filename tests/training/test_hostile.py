@@ -21,25 +21,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import training.index
-import training.unreadable
+import training.data.index
+import training.data.unreadable
 from pbe_model import untrusted
 from pbe_model.picture_headers import MAX_BYTES
 from pbe_model.untrusted import numbered_lines
 from training.cli import main
 from training.config import MAX_CONFIG, RunConfig, load_config
-from training.data import BoxDataset
-from training.decode import decode_photo
+from training.data.dataset import BoxDataset
+from training.data.decode import decode_photo, photo_size, read_photo
+from training.data.index import BOX, PHOTO, PLACE, BoxIndex, IndexWriter, PhotoBoxes
+from training.data.shards import PhotoFiles, ShardWriter, read_shard
+from training.data.unreadable import UnreadableList
 from training.demo.sources import Source, load
-from training.evaluate import load_pairs
-from training.headers import photo_size, read_photo
-from training.index import BOX, PHOTO, PLACE, BoxIndex, IndexWriter, PhotoBoxes
+from training.evaluation.evaluate import load_pairs
 from training.prepare.annotations import Annotated, Unusable, open_reader
 from training.prepare.annotations.base import files_below
 from training.prepare.pieces import Piece, finish
 from training.runlog import RunLog
-from training.shards import PhotoFiles, ShardWriter, read_shard
-from training.unreadable import UnreadableList
 
 DEEP = "[" * 100_000
 NESTED = "[" * 500 + "]" * 500
@@ -219,7 +218,7 @@ def test_pairs_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     picture(tmp_path / "p.png")
     put(tmp_path / "val/pairs.jsonl", json.dumps(entry))
     sentence(lambda: load_pairs(tmp_path, 1), "line 1 of .* has the box .* photo of 40 x 20")
-    monkeypatch.setattr("training.evaluate._MAX_PIXELS", 1000)
+    monkeypatch.setattr("training.evaluation.evaluate._MAX_PIXELS", 1000)
     sentence(lambda: load_pairs(tmp_path, 1), "have 1,600 pixels, and 1,000 are the most")
     pipe(tmp_path / "p.png")
     sentence(lambda: load_pairs(tmp_path, 1), "p.png")
@@ -895,7 +894,7 @@ def test_names_that_no_photo_has(tmp_path: Path) -> None:
         with pytest.raises(OSError):
             photo_size(tmp_path / name)
         with pytest.raises(OSError):
-            files.read(training.index.Photo(name, None, range(1), None))
+            files.read(training.data.index.Photo(name, None, range(1), None))
 
 
 # ---- shards ------------------------------------------------------------------------------------
@@ -987,7 +986,7 @@ def test_members_whose_sizes_lie(name: str, size: int, tmp_path: Path) -> None:
 
 
 def test_a_record_of_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.shards._MAX_RECORD", 20)
+    monkeypatch.setattr("training.data.shards._MAX_RECORD", 20)
     path = shard(tmp_path / "s.tar", ("0.jpg", b""), ("0.json", json.dumps(RECORD).encode()))
     sentence(lambda: list(read_shard(path, 0)), "'0.json' has .* bytes, and 20 are the most")
 
@@ -1123,7 +1122,7 @@ def test_the_list_of_a_run_escapes_as_well(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "list.txt").read_text() == "x\\ny\\tz\\x1b.png\ta reason\\x1b\n"
     later = UnreadableList(tmp_path / "list.txt")
     assert not later.note("x\ny\tz\x1b.png", "again")
-    monkeypatch.setattr(training.unreadable, "_MAX_LIST", 9)
+    monkeypatch.setattr(training.data.unreadable, "_MAX_LIST", 9)
     sentence(lambda: UnreadableList(tmp_path / "list.txt"), "9 are the most; move it away")
 
 

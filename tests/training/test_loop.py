@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import state
+from training import checkpoints as state
 from training.loop import train
 
 from .runs import changed, digest, logged, newest, run_config
@@ -134,7 +134,7 @@ def test_a_bad_update_is_left_out_when_that_is_allowed(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One batch of pictures that are not numbers: nothing of it stays."""
-    from training.first_stage import FirstStage
+    from training.stages.first_stage import FirstStage
 
     batch = FirstStage.batch
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from training import state
+from training import checkpoints as state
 
 
 def names(folder: Path) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import state
+from training import checkpoints as state
 from training.config import RunConfig
 from training.loop import train
 

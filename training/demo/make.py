@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from pbe_model.files import replacing
+from pbe_model.atomic import replacing
 from pbe_model.untrusted import read_json, shown
 from training.prepare.workers import process_map
 

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pbe_model.untrusted import first_line, open_regular
-from training.headers import photo_header
+from training.data.decode import photo_header
 
 from .composite import Picture, alpha_box
 

@@ -24,11 +24,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pbe_model.files import replacing
+from pbe_model.atomic import replacing
 from pbe_model.untrusted import first_line, printable, read_json, shown
-from training.decode import decode_photo
-from training.headers import photo_size, read_photo
-from training.index import LARGEST, BoxIndex, IndexWriter, PhotoBoxes
+from training.data.decode import decode_photo, photo_size, read_photo
+from training.data.index import LARGEST, BoxIndex, IndexWriter, PhotoBoxes
 from training.prepare.annotations import CLIPPED, Annotated, BoxFilter, Reader, Unusable
 from training.prepare.census import Census, table
 from training.prepare.packing import FOLDER as SHARDS

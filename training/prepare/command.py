@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pbe_model.commandline import add_command, positive
+from pbe_model.cli.common import add_command, positive
 
 _FORMATS = {
     "openimages": "OpenImages: table of boxes (.csv), or the text files of the official script",

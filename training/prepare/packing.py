@@ -13,11 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from pbe_model.untrusted import first_line
-from training.decode import decode_photo
-from training.headers import read_photo
-from training.index import PhotoBoxes
+from training.data.decode import decode_photo, read_photo
+from training.data.index import PhotoBoxes
+from training.data.shards import ShardWriter
 from training.prepare.pieces import Piece, finish
-from training.shards import ShardWriter
 
 FOLDER = "shards"
 _QUALITY = 95  # of JPEG

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pbe_model.files import replacing
+from pbe_model.atomic import replacing
 from pbe_model.untrusted import first_line, open_regular, printable, read_json
-from training.index import PhotoBoxes
+from training.data.index import PhotoBoxes
 
 _MAX_PIECE = 2**33  # bytes: all annotations may be of one photo, and they are longer here
 

@@ -7,18 +7,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pbe_model.files import replacing
-from pbe_model.mask import Box
-from training.augment import (
+from pbe_model.atomic import replacing
+from pbe_model.editing.mask_shapes import Box
+from training.data.augment import (
     ExemplarAugment,
     SampleGeometry,
     augment_exemplar,
     exemplar_crop,
     training_geometry,
 )
-from training.decode import decode_photo
-from training.index import BoxIndex
-from training.shards import PhotoFiles
+from training.data.decode import decode_photo
+from training.data.index import BoxIndex
+from training.data.shards import PhotoFiles
 
 SAMPLES, COLUMNS, TILE = 12, 2, 256
 _EXEMPLAR = 224

@@ -200,7 +200,11 @@ def in_children(kind: str, trials: Trials) -> Iterator[dict[str, Any]]:
 def main() -> None:
     torch.set_num_threads(1)
     # What is imported with the first model or run is no fault of a file's.
-    for name in ("transformers.models.clip.modeling_clip", "training.loop", "training.diffusion"):
+    for name in (
+        "transformers.models.clip.modeling_clip",
+        "training.loop",
+        "training.stages.diffusion",
+    ):
         import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

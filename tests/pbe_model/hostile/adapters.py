@@ -9,8 +9,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from pbe_model.architecture import METADATA_KEY
-from pbe_model.lora import ALPHA, DOWN, UP, adaptable, names_in_file
+from pbe_model.checkpoints.infer_config import METADATA_KEY
+from pbe_model.checkpoints.lora import ALPHA, DOWN, UP, adaptable, names_in_file
 
 from ..small import SMALL, small_model
 from .archives import FILES as ARCHIVES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pbe_model.architecture import METADATA_KEY
+from pbe_model.checkpoints.infer_config import METADATA_KEY
 
 from ..small import SMALL
 from .case import HUGE, TERMINAL, Case, Table

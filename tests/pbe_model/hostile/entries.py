@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from pbe_model import PaintByExample
-from pbe_model.cli import main
-from pbe_model.clip_tower import load_tower
-from pbe_model.encoded import load_exemplar
+from pbe_model.checkpoints.clip_tower import load_tower
+from pbe_model.checkpoints.exemplar_file import load_exemplar
+from pbe_model.checkpoints.lora import apply_lora
+from pbe_model.checkpoints.save import save_model
+from pbe_model.cli.main import main
 from pbe_model.image_io import read_image
-from pbe_model.lora import apply_lora
-from pbe_model.saving import save_model
 from training.cli import main as train_main
 
 from ..small import small_model

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pbe_model.saving import save_diffusers
+from pbe_model.checkpoints.save import save_diffusers
 
 from ..small import small_model
 from .archives import script

@@ -11,8 +11,8 @@ from typing import Any
 
 from safetensors.torch import save
 
-from pbe_model.architecture import METADATA_KEY
-from pbe_model.checkpoint import state_dict
+from pbe_model.checkpoints.infer_config import METADATA_KEY
+from pbe_model.checkpoints.load import state_dict
 from pbe_model.config import V1
 
 from ..small import small_model

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pbe_model.checkpoint import state_dict
+from pbe_model.checkpoints.load import state_dict
 
 from ..small import small_model
 from .case import NO_MODEL, Case, Maker, Table

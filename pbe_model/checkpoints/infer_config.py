@@ -1,0 +1,184 @@
+"""Which architecture a checkpoint is of: from what it says of itself, else from its shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..config import ExemplarConfig, PBEConfig, UNetConfig, VAEConfig
+from ..untrusted import parse_json
+
+METADATA_KEY = "pbe_config"
+"""Under which our files hold their configuration, as JSON."""
+
+_MAX_STATED = 2**16  # letters of a configuration; ours have about a thousand
+
+TOWER = "cond_stage_model.transformer.vision_model."
+
+TEXT_ENCODER = "cond_stage_model.transformer.text_model."
+"""What Stable Diffusion's files have in its place."""
+
+_UNET = "model.diffusion_model."
+_VAE = "first_stage_model."
+
+
+def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> PBEConfig:
+    """The architecture that a checkpoint is of.
+
+    Args:
+        tensors: Under official names. Without an image encoder (Stable Diffusion's files have
+            none) that part is the published one.
+        metadata: Of the file.
+
+    Raises:
+        ValueError: Metadata that is no configuration, or tensors of another architecture.
+    """
+    if METADATA_KEY in metadata:
+        config = _stated(metadata[METADATA_KEY])
+        check_layers(config, tensors)
+        return config
+    shapes = _Shapes(tensors)
+    channels = shapes(_UNET + "input_blocks.0.0.weight")[1]
+    if channels != UNetConfig.in_channels:
+        raise ValueError(
+            f"its denoiser takes {channels} channels and Paint by Example's takes 9: "
+            "this is another model"
+        )
+    if any(name.startswith(TEXT_ENCODER) for name in tensors):
+        raise ValueError(
+            "it has a text encoder: this is an inpainting model of Stable Diffusion, whose "
+            "channels mean something else; to train, start from SD 1.4 or 1.5"
+        )
+    has_encoder = any(
+        name.startswith(("cond_stage_model.", "proj_out.", "learnable_vector")) for name in tensors
+    )
+    return PBEConfig(
+        unet=_unet(shapes),
+        vae=_vae(shapes),
+        exemplar=_exemplar(shapes) if has_encoder else ExemplarConfig(),
+    )
+
+
+def is_stable_diffusion(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a denoiser is that of SD 1.4 or 1.5, from which Paint by Example is trained."""
+    first = tensors.get(_UNET + "input_blocks.0.0.weight")
+    return (
+        first is not None
+        and first.ndim == 4
+        and first.numel() > 0
+        and first.shape[1:] == (UNetConfig.out_channels, 3, 3)
+        and not any(name.startswith((TOWER, "learnable_vector")) for name in tensors)
+        and _UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight" in tensors
+    )
+
+
+def _stated(text: str) -> PBEConfig:
+    try:
+        if len(text) > _MAX_STATED:
+            raise ValueError(f"it has {len(text):,} letters")
+        values = parse_json(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"it is no object but {type(values).__name__}")
+        return PBEConfig.from_dict(values)
+    except ValueError as error:
+        raise ValueError(
+            f"the configuration in the file's metadata is damaged ({error}); "
+            "pass the right one as config="
+        ) from error
+
+
+def check_layers(config: PBEConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Before a model is laid out: a line of text can ask for any number of layers.
+
+    Raises:
+        ValueError: It asks for more layers than there are tensors that have values.
+    """
+    unet, vae, tower = config.unet, config.vae, config.exemplar
+    layers = (
+        len(unet.channel_mult) * unet.num_res_blocks
+        + len(vae.ch_mult) * vae.num_res_blocks
+        + tower.num_layers
+        + tower.mapper_layers
+    )
+    full = sum(1 for tensor in tensors.values() if tensor.numel())
+    if layers > full:
+        raise ValueError(
+            f"its configuration asks for {layers:,} layers and it has {full:,} tensors; "
+            "pass the right one as config=, or download it again"
+        )
+
+
+class _Shapes:
+    """Shapes of tensors that have to be there, and the numbers that stand in their names."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def __call__(self, name: str, dims: int = 4) -> torch.Size:
+        tensor = self.tensors.get(name)
+        if tensor is None or tensor.ndim != dims or not tensor.numel():
+            raise ValueError(
+                f"{name!r} is missing or misshapen: this is no Paint by Example checkpoint "
+                "(LoRAs, text-to-image and other inpainting models are not)"
+            )
+        return tensor.shape
+
+    def indices(self, pattern: str) -> list[int]:
+        regex = re.compile(pattern)
+        return sorted({int(match[1]) for match in map(regex.match, self.tensors) if match})
+
+
+def _unet(shapes: _Shapes) -> UNetConfig:
+    base = shapes(_UNET + "input_blocks.0.0.weight")[0]
+    # A stack that is missing as a whole must not be taken for one of no layers.
+    shapes(_UNET + "input_blocks.1.0.in_layers.2.weight")
+    blocks_at = re.escape(_UNET) + r"input_blocks\.(\d{1,4})\."
+    # Downsamplings separate the levels; the rest of a level are its residual blocks.
+    downs = shapes.indices(blocks_at + r"0\.op\.weight")
+    blocks = shapes.indices(blocks_at + r"0\.in_layers\.2\.weight")
+    last = [max((i for i in blocks if i < down), default=0) for down in downs] + [max(blocks)]
+    widths = [shapes(f"{_UNET}input_blocks.{i}.0.in_layers.2.weight")[0] for i in last]
+    attending = set(shapes.indices(blocks_at + r"1\.norm\.weight"))
+    return UNetConfig(
+        model_channels=base,
+        num_res_blocks=len(blocks) // len(widths),
+        channel_mult=tuple(width // base for width in widths),
+        attention_resolutions=tuple(2**i for i, block in enumerate(last) if block in attending),
+        context_dim=shapes(_UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 2)[1],
+    )
+
+
+def _vae(shapes: _Shapes) -> VAEConfig:
+    ch = shapes(_VAE + "encoder.conv_in.weight")[0]
+    shapes(_VAE + "encoder.down.0.block.0.conv1.weight")
+    down = re.escape(_VAE) + r"encoder\.down\."
+    levels = shapes.indices(down + r"(\d{1,4})\.block\.0\.conv1\.weight")
+    return VAEConfig(
+        ch=ch,
+        ch_mult=tuple(
+            shapes(f"{_VAE}encoder.down.{i}.block.0.conv2.weight")[0] // ch for i in levels
+        ),
+        num_res_blocks=len(shapes.indices(down + r"0\.block\.(\d{1,4})\.")),
+        z_channels=shapes(_VAE + "post_quant_conv.weight")[0],
+    )
+
+
+def _exemplar(shapes: _Shapes) -> ExemplarConfig:
+    shapes(TOWER + "encoder.layers.0.self_attn.q_proj.weight", 2)
+    shapes("cond_stage_model.mapper.resblocks.0.attn.c_qkv.weight", 2)
+    shapes("learnable_vector", 3)
+    hidden, _, _, patch = shapes(TOWER + "embeddings.patch_embedding.weight")
+    side = round((shapes(TOWER + "embeddings.position_embedding.weight", 2)[0] - 1) ** 0.5)
+    layers = shapes.indices(re.escape(TOWER) + r"encoder\.layers\.(\d{1,4})\.")
+    mapper = shapes.indices(r"cond_stage_model\.mapper\.resblocks\.(\d{1,4})\.")
+    return ExemplarConfig(
+        image_size=side * patch,
+        patch_size=patch,
+        hidden_size=hidden,
+        num_layers=len(layers),
+        num_heads=hidden // 64,
+        mapper_layers=len(mapper),
+    )

@@ -1,0 +1,186 @@
+"""Writing models, whole or not at all, in the layout of one's choice; and from one to another.
+
+A conversion holds little of a model in memory: weights are mapped from the source, cast one by one
+as they are written, and what that read is let go of.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..atomic import replacing
+from ..model import PaintByExample
+from .diffusers_folder import write_folder
+from .diffusers_layout import diffusers_configs, to_diffusers
+from .infer_config import METADATA_KEY, TOWER, is_stable_diffusion
+from .load import (
+    PARTS,
+    START,
+    Report,
+    lay_out,
+    load_weights,
+    read,
+    report,
+    starting_point,
+    state_dict,
+)
+from .safetensors_io import Pages, Releasing, cast, write_safetensors
+
+Layout = Literal["safetensors", "official", "diffusers"]
+
+_POSITION_IDS = TOWER + "embeddings.position_ids"
+
+
+def save_model(
+    path: str | Path,
+    model: PaintByExample,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    metadata: Mapping[str, Any] | None = None,
+    parts: Iterable[str] = tuple(PARTS),
+    pages: Pages | None = None,
+) -> None:
+    """Write safetensors with the configuration in the metadata; appears whole or not at all.
+
+    Args:
+        path: Ends in `.safetensors`.
+        model: To be saved.
+        dtype: Type of the weights in the file; `None` keeps what they are.
+        metadata: Further entries; values that are no strings are stored as JSON.
+        parts: Of the model, all by default.
+        pages: Of the file that the weights were mapped from, if they are unchanged.
+
+    Raises:
+        ValueError: Values that are not finite or beyond the type's range, or no place to write.
+    """
+    entries = {
+        "format": "pt",
+        METADATA_KEY: json.dumps(model.config.to_dict()),
+        **{k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()},
+    }
+    weights = state_dict(model, parts)
+    dtypes = dict.fromkeys(weights, dtype) if dtype else {}
+    tensors = weights | model.schedule.buffers()
+    with replacing(Path(path)) as part:
+        write_safetensors(part, tensors, entries, dtypes=dtypes, pages=pages)
+
+
+def save_official(
+    path: str | Path,
+    model: PaintByExample,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    pages: Pages | None = None,
+) -> None:
+    """Write the official layout: a torch file whose `state_dict` has the official names.
+
+    Beside it stands the configuration, which shapes do not tell in full; other readers pass over
+    it. Appears whole or not at all. The published file is float32; `None` keeps what the weights
+    are.
+
+    Raises:
+        ValueError: The model predicts v, or as `save_model`.
+    """
+    _check_official(model)
+    tensors = {}
+    for name, tensor in state_dict(model).items():
+        tensors[name] = cast(name, tensor, dtype=dtype)
+        if pages is not None:
+            pages.read(tensor.nbytes)
+    tensors.update(model.schedule.buffers())
+    positions = tensors[TOWER + "embeddings.position_embedding.weight"].shape[0]
+    tensors[_POSITION_IDS] = torch.arange(positions)[None]
+    with replacing(Path(path)) as part, Releasing(part, pages or Pages([], part)) as file:
+        stated = json.dumps(model.config.to_dict())
+        torch.save({"state_dict": tensors, METADATA_KEY: stated}, file)
+
+
+def save_diffusers(
+    path: str | Path,
+    model: PaintByExample,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    pages: Pages | None = None,
+) -> None:
+    """Write the folder that diffusers' `PaintByExamplePipeline.from_pretrained` loads.
+
+    Appears whole or not at all. `None` keeps what types the weights are of.
+
+    Raises:
+        ValueError: There is something at `path`, diffusers cannot have the architecture, or as
+            `save_model`.
+    """
+    configs = diffusers_configs(model.config)
+    tensors = to_diffusers(state_dict(model), model.config)
+    dtypes = dict.fromkeys(tensors, dtype) if dtype else {}
+    write_folder(Path(path), configs, tensors, dtypes=dtypes, pages=pages)
+
+
+def _check_official(model: PaintByExample) -> None:
+    if model.config.schedule.prediction != "epsilon":
+        raise ValueError(
+            "the official layout cannot say that a model predicts v, and its readers would take "
+            "that for the noise; keep it as safetensors or diffusers"
+        )
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    layout: Layout,
+    dtype: torch.dtype | None = None,
+    ema: bool = False,
+) -> Report:
+    """Write a checkpoint in another layout, with little of it in memory at a time.
+
+    Args:
+        source: Whatever `read` reads; it has to be complete. A checkpoint of Stable Diffusion
+            becomes the start of a training: our layout, without an image encoder.
+        out: File, or for diffusers folder, to write; its parent exists.
+        layout: Ours (`"safetensors"`), the published file's (`"official"`) or `"diffusers"`.
+        dtype: Type of the weights in it; `None` keeps what they are.
+        ema: Take the moving average of the denoiser.
+
+    Returns:
+        What became of everything in the source.
+
+    Raises:
+        ValueError: As `PaintByExample.from_checkpoint`, or a layout that cannot hold the model.
+    """
+    source, out = Path(source), Path(out)
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ValueError(f"{out} is the file to convert itself; choose another name")
+    file = read(source, ema=ema)
+    parts = list(PARTS)
+    if is_stable_diffusion(file.tensors):
+        if layout != "safetensors":
+            raise ValueError(
+                f"{source} is a Stable Diffusion checkpoint and has no image encoder, so it makes "
+                "no complete model; --to safetensors makes the start of a training of it"
+            )
+        parts, file = list(START), starting_point(file)
+    found, model = report(file), lay_out(file, parts=parts)
+    load_weights(model, file.tensors, source, parts)
+    if layout == "official":
+        _check_official(model)
+    pages = Pages(file.tensors.values(), source)
+    if layout == "diffusers":
+        save_diffusers(out, model, dtype=dtype, pages=pages)
+    elif layout == "safetensors":
+        save_model(out, model, dtype=dtype, metadata=found.metadata, parts=parts, pages=pages)
+    elif dtype is None or all(tensor.dtype == dtype for tensor in file.tensors.values()):
+        save_official(out, model, dtype=None, pages=pages)
+    else:
+        # torch.save takes all tensors at once: it gets them mapped from a file, cast.
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.part") as scratch:
+            between = Path(scratch) / "model.safetensors"
+            save_model(between, model, dtype=dtype, pages=pages)
+            convert(between, out, layout="official")
+    return found

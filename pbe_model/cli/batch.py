@@ -1,0 +1,268 @@
+"""Many edits from a file of JSON lines: resumable after any end, spread over processes.
+
+What is done is told by the results themselves: each PNG appears whole, with a note of the edit that
+it is of. There is no other state, so nothing is done twice or lost, however a run ended and with
+however many processes it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from ..editing.edit import edit
+from ..image_io import read_note
+from ..model import PaintByExample
+from ..untrusted import numbered_lines, parse_json, printable, shown
+from .common import Parser
+from .edit_options import (
+    FILES,
+    add_files,
+    add_painting,
+    numbered,
+    painting,
+    read_inputs,
+    write_results,
+)
+
+_MAX_BYTES = 16 * 2**20  # of a file of edits
+_LONGEST_NAME = 200  # characters; systems allow 255 bytes
+_LONG = timedelta(days=30)  # that one process may wait for the others at the end
+_IN_LOGS = 30  # seconds between lines of progress where there is no terminal
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A line that makes sense.
+
+    Attributes:
+        line: Its number, from 1.
+        out: Result, or with a number before the suffix, results.
+        files: What `painting.read_inputs` reads.
+        options: Keyword arguments of `edit`.
+        note: What the results say of themselves.
+    """
+
+    line: int
+    out: Path
+    files: argparse.Namespace
+    options: dict[str, Any]
+    note: str
+
+    @property
+    def results(self) -> list[Path]:
+        """The files that the edit makes."""
+        return numbered(self.out, self.options.get("num_images", 1))
+
+    def is_done(self) -> bool:
+        """Whether all results are there.
+
+        Raises:
+            ValueError: One of them is of another edit.
+        """
+        there = [path for path in self.results if path.exists()]
+        for path in there:
+            if read_note(path) != self.note:
+                raise ValueError(
+                    f"{path} is there and not of this edit with these options; remove it, or "
+                    "choose another --out"
+                )
+        return len(there) == len(self.results)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this one is, as torchrun tells in the environment."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def of_environment(cls) -> Processes:
+        """Alone unless started by torchrun."""
+        rank, count, local = (
+            int(os.environ.get(name, default))
+            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
+        return cls(rank, count, local)
+
+    def total(self, *counts: int) -> list[int]:
+        """Sums over all processes; waits for them, as torchrun stops those that are left behind
+        by one that fails."""
+        if self.count == 1:
+            return list(counts)
+        dist.init_process_group("gloo", timeout=_LONG)
+        summed = torch.tensor(counts)
+        dist.all_reduce(summed)
+        dist.destroy_process_group()
+        return summed.tolist()
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of the edits, over all processes."""
+
+    painted: int
+    kept: int
+    failed: int
+
+
+def read_edits(
+    path: Path, out: Path, options: dict[str, Any], model: dict[str, Any]
+) -> tuple[list[Edit], dict[int, str]]:
+    """The edits of a file.
+
+    Args:
+        path: A JSON object a line: the options of `pbe edit` by name, files relative to `path`.
+        out: Folder for the results; made if its parent exists.
+        options: Keyword arguments of `edit` for lines that do not say otherwise.
+        model: What paints, for the note.
+
+    Returns:
+        The edits, and for lines that make no sense what is wrong with them.
+
+    Raises:
+        ValueError: No such file, nothing in it, or no place for the results.
+    """
+    edits: list[Edit] = []
+    problems: dict[int, str] = {}
+    owners: dict[Path, int] = {}
+    parser = _line_parser()
+    for number, text in numbered_lines(path, _MAX_BYTES):
+        try:
+            one = _parse(parser, text, number, path.parent, out, options, model)
+            for result in one.results:
+                if owners.setdefault(result, number) != number:
+                    raise ValueError(f"{result} is the result of line {owners[result]} already")
+            edits.append(one)
+        except ValueError as error:
+            problems[number] = str(error)
+    if not edits and not problems:
+        raise ValueError(f"{path} is empty; give a JSON object a line, the options of pbe edit")
+    try:
+        out.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"cannot make the folder {out}: {error.strerror}; choose another --out"
+        ) from error
+    return edits, problems
+
+
+def _line_parser() -> Parser:
+    """A line is parsed as the arguments of `pbe edit` are: same names, checks and sentences."""
+    parser = Parser(prog="pbe edit", allow_abbrev=False, add_help=False)
+    add_files(parser)
+    add_painting(parser)
+    parser.add_argument("--out")
+    return parser
+
+
+def _parse(
+    parser: Parser,
+    text: str,
+    number: int,
+    folder: Path,
+    out: Path,
+    options: dict[str, Any],
+    model: dict[str, Any],
+) -> Edit:
+    try:
+        values = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{shown(text, 40)} is no JSON object; give the options of pbe edit by name"
+        )
+    args = parser.parse_args([_argument(name, value) for name, value in values.items()])
+    for name in FILES:
+        if getattr(args, name) is not None:
+            setattr(args, name, str(folder / getattr(args, name)))
+    name = args.out or f"{number:05d}.png"
+    if Path(name).name != name or not name.endswith(".png") or len(name) > _LONGEST_NAME:
+        raise ValueError(f"out is {shown(repr(name))}; give a plain, short name that ends in .png")
+    merged = options | painting(args)
+    if merged.get("region") == "each" and merged.get("paste_back") is False:
+        raise ValueError(
+            "region each without paste-back makes a picture for each hole, and how many there are "
+            "is not known before; leave paste-back on, or use pbe edit"
+        )
+    note = {name: values[name] for name in FILES if name in values}
+    note |= {**model, **merged}
+    return Edit(number, out / name, args, merged, json.dumps(note, sort_keys=True))
+
+
+def _argument(name: str, value: Any) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    if not isinstance(value, (str, int, float)):
+        raise ValueError(f"{shown(name)} is {shown(json.dumps(value))}; give a text or a number")
+    return f"--{flag}={value}"
+
+
+def run(
+    edits: Sequence[Edit], load: Callable[[], PaintByExample], processes: Processes | None = None
+) -> Done:
+    """Paint this process's share of the edits; those whose results are there are left alone.
+
+    An edit that fails is reported on stderr and does not stop the rest.
+
+    Args:
+        edits: All of them, in every process.
+        load: Gives the model; called only if there is something to paint.
+        processes: That share the work.
+    """
+    processes = processes or Processes()
+    todo: list[Edit] = []
+    painted = kept = failed = 0
+    # By number alone: what is there already changes while the others are at work.
+    for one in edits[processes.rank :: processes.count]:
+        try:
+            if one.is_done():
+                kept += 1
+            else:
+                todo.append(one)
+        except (ValueError, OSError) as error:
+            failed += 1
+            report(one.line, str(error))
+    bar = tqdm(
+        total=kept + len(todo),
+        initial=kept,
+        desc="edits",
+        unit="edit",
+        disable=processes.rank > 0,
+        mininterval=0.1 if sys.stderr.isatty() else _IN_LOGS,
+    )
+    with bar:
+        model = load() if todo else None
+        for one in todo:
+            assert model is not None
+            try:
+                result = edit(model, **read_inputs(one.files), **one.options)
+                for path in write_results(one.out, result.images, note=one.note):
+                    tqdm.write(printable(path))
+                painted += 1
+            # Of one edit, such as too large a photo for the memory: the next may well succeed.
+            except (ValueError, RuntimeError, MemoryError, ArithmeticError, OSError) as error:
+                failed += 1
+                report(one.line, str(error) or type(error).__name__)
+            bar.update()
+    return Done(*processes.total(painted, kept, failed))
+
+
+def report(line: int, problem: str) -> None:
+    """Say on stderr what is wrong with a line, above the progress."""
+    tqdm.write(f"pbe: line {line}: {printable(problem.splitlines()[0])}", file=sys.stderr)

@@ -1,0 +1,153 @@
+"""The demonstration: every bundled scene, painted by a model, on one labelled sheet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..editing.edit import EditResult, edit
+from ..image_io import read_image, write_image
+from ..model import PaintByExample
+from ..sampling.samplers import Callback
+from ..scenes import Scene, load_scenes
+
+SEEDS = 3
+SIMILARITY = 3.0
+SIMILARITIES = (0.0, 1.0, 3.0, 5.0)
+SIMILARITY_SCENES = 2
+"""Of the first so many scenes the sheet shows the rise of the similarity."""
+
+_CELL = (224, 168)
+_LABEL = 22
+_GAP = 6
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What `run` did.
+
+    Attributes:
+        grid: The sheet.
+        images: The single results.
+        pixels_outside: Pixels of all results outside the blend zones, as read back from the files.
+        pixels_changed: Those of them that differ from the photo; anything but 0 is a defect.
+        seconds: It took.
+    """
+
+    grid: Path
+    images: list[Path]
+    pixels_outside: int
+    pixels_changed: int
+    seconds: float
+
+
+def run(
+    model: PaintByExample,
+    out: Path,
+    *,
+    steps: int = 20,
+    progress: Callable[[str], Callback | None] = lambda label: None,
+) -> Demo:
+    """Paint every scene from a few seeds, and the first ones at rising similarity.
+
+    Args:
+        model: Any Paint by Example model.
+        out: Folder for `grid.png` and `<scene>-seed<k>.png`; made if there is none.
+        steps: Sampling steps of each edit.
+        progress: Given what is being painted, returns the callback of that edit.
+
+    Raises:
+        ValueError: The folder cannot be made or written to.
+    """
+    start = time.perf_counter()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {out}: {error.strerror}; give another") from error
+
+    rows, rising, paths = [], [], []
+    pixels_outside = pixels_changed = 0
+    for number, scene in enumerate(load_scenes()):
+        hole = scene.hole_mask[..., None] > 0.5
+        given = [
+            (f"{scene.name}: photo", scene.photo),
+            ("hole", torch.where(hole, 0.5, scene.photo)),
+            ("exemplar", scene.exemplar),
+        ]
+        result = _paint(
+            model, scene, steps, SIMILARITY, SEEDS, progress(f"{scene.name}, {SEEDS} seeds")
+        )
+        rows.append(given + [(f"seed {seed}", image) for seed, image in enumerate(result.images)])
+        if number < SIMILARITY_SCENES:
+            rising.append(given[1:])
+            for similarity in SIMILARITIES:
+                label = f"similarity {similarity:g}"
+                callback = progress(f"{scene.name}, {label}")
+                painted = _paint(model, scene, steps, similarity, 1, callback).images[0]
+                rising[-1].append((label, painted))
+
+        outside = result.region.photo_blend_mask == 0
+        for seed, image in enumerate(result.images):
+            paths.append(out / f"{scene.name}-seed{seed}.png")
+            write_image(paths[-1], image)
+            changed = (read_image(paths[-1]) != scene.photo).any(-1)
+            pixels_outside += int(outside.sum())
+            pixels_changed += int((changed & outside).sum())
+
+    grid = out / "grid.png"
+    write_image(grid, sheet([*rows, *rising]))
+    return Demo(grid, paths, pixels_outside, pixels_changed, time.perf_counter() - start)
+
+
+def _paint(
+    model: PaintByExample,
+    scene: Scene,
+    steps: int,
+    similarity: float,
+    num_images: int,
+    callback: Callback | None,
+) -> EditResult:
+    return edit(
+        model,
+        scene.photo,
+        scene.hole_mask,
+        scene.exemplar,
+        steps=steps,
+        similarity=similarity,
+        num_images=num_images,
+        exemplar_mask=scene.exemplar_mask,
+        callback=callback,
+    )
+
+
+def sheet(rows: list[list[tuple[str, Tensor]]]) -> Tensor:
+    """Labelled pictures on one sheet.
+
+    Args:
+        rows: Rows of label and picture, `(H, W, 3)` in [0, 1]; each is shrunk or enlarged to fit
+            its cell.
+
+    Returns:
+        `(H, W, 3)` in [0, 1].
+    """
+    width, height = _CELL
+    pitch = (width + _GAP, height + _LABEL + _GAP)
+    columns = max(len(row) for row in rows)
+    canvas = Image.new("RGB", (columns * pitch[0] + _GAP, len(rows) * pitch[1] + _GAP), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
+    for j, row in enumerate(rows):
+        for i, (label, image) in enumerate(row):
+            x, y = _GAP + i * pitch[0], _GAP + j * pitch[1]
+            draw.text((x, y), label, "black", font)
+            picture = Image.fromarray((image * 255).round().byte().numpy())
+            scale = min(width / picture.width, height / picture.height)
+            size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+            canvas.paste(picture.resize(size, Image.Resampling.LANCZOS), (x, y + _LABEL))
+    return torch.from_numpy(np.array(canvas)).float() / 255

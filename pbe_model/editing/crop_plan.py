@@ -1,0 +1,338 @@
+"""Which crops to make of a photo: where they lie, at what size they are edited, how they blend.
+
+A square around the hole, as large as training has shown, shifted to stay inside the photo. A photo
+may have several holes far from each other: each can have a crop of its own, and all crops have the
+model's size, so they are one batch. What becomes of the crops is in `region`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from ..untrusted import shown
+from .mask import bounding_box, expand_hole, feather_hole
+from .mask_shapes import Box
+from .region import Region, clip_box, slices
+
+CROPS = ("auto", "whole", "squash")
+MODES = (*CROPS, "each")
+
+CONTEXT = 1.8
+"""Side of the crop over the longer side of the hole: the hole takes 55 % of the crop's side,
+about the middle of what training shows."""
+
+_TIGHT_CONTEXT = 1.2
+"""Context below which pixels are invented beyond the photo's rim rather than cropped closer."""
+_MAX_UPSCALE = 8
+_MAX_STRETCH = 2
+_NOISE = 0.1
+"""Mask values up to this are taken for compression noise, not for a feathered edge."""
+_INVISIBLE = 1 / 512
+"""Share of the result below half a level of 8 bits: the tail of a blur or of a sigmoid."""
+_SHOWN = 0.25
+"""Share of another hole's box that a crop may show before the two are taken together."""
+_MAX_CROPS = 64
+_MOST = 10_000
+"""Of what is given in pixels or as a factor."""
+
+
+def plan_region(
+    hole_mask: Tensor,
+    *,
+    mode: str = "auto",
+    resolution: int = 512,
+    size_multiple: int = 64,
+    context: float = CONTEXT,
+    blend: float | None = None,
+    context_mask: Tensor | None = None,
+    blend_mask: Tensor | None = None,
+) -> Region:
+    """Chooses one crop for all that is to be repainted.
+
+    "auto" takes a square whose side is `context` times the longer side of the hole. It is shifted
+    to stay inside the photo; where the photo is too narrow for it, it is made smaller, down to
+    1.2 times the hole, and only then overflows. It is never upscaled more than 8 times, so a tiny
+    hole gets more context.
+
+    "whole" takes the whole photo, at about resolution x resolution pixels. The aspect is kept up
+    to the rounding of both sides to the multiple; aspects beyond 4:1 are squashed.
+
+    "squash" takes the whole photo at resolution x resolution pixels, whatever its aspect, as the
+    official code was fed.
+
+    Args:
+        hole_mask: (H, W), 1 = repaint; the hole is what lies above 0.5.
+        mode: One of `CROPS`.
+        resolution: Side in pixels that the model was trained at, a multiple of `size_multiple`.
+        size_multiple: What the model's sides must be multiples of.
+        context: Side of the crop over the longer side of the hole, blend zone included.
+        blend: Pixels of the photo over which the result fades out around the hole; 0 cuts at its
+            edge. Default: 1/64 of the crop's side, at least 2. A feathered mask widens it: values
+            between 0.1 and 0.5 count as its soft edge.
+        context_mask: (H, W); the crop also holds what lies above 0.5 in it. Empty is none.
+        blend_mask: (H, W), the share of the result in each pixel, in place of what `blend` and
+            soft edges give. The crop holds all of it; what is repainted does not depend on it.
+
+    Raises:
+        ValueError: Empty mask, unknown mode, context below 1, negative blend, masks of different
+            sizes, or a resolution that is no multiple of `size_multiple`.
+    """
+    _check(CROPS, mode, resolution, size_multiple, context, blend)
+    _check_masks(hole_mask, context_mask, blend_mask)
+    height, width = photo_size = (hole_mask.shape[0], hole_mask.shape[1])
+    if blend is None:
+        side = context * _side(bounding_box(hole_mask)) if mode == "auto" else math.inf
+        blend = _blend_of(side, photo_size)
+
+    painted = bounding_box(hole_mask, _NOISE)
+    if blend_mask is None:
+        painted = zone = clip_box(_grow(painted, math.ceil(blend)), photo_size)
+        shares = _blend_mask(hole_mask[slices(zone)], blend)
+    else:
+        zone = bounding_box(blend_mask, _INVISIBLE)
+        shares = blend_mask[slices(zone)].clamp(0, 1)
+        shares = torch.where(shares > _INVISIBLE, shares, 0)
+
+    box, size = (0, 0, width, height), (resolution, resolution)
+    if mode == "auto":
+        needed = _union(painted, zone)
+        if context_mask is not None and (context_mask > 0.5).any():
+            needed = _union(needed, bounding_box(context_mask))
+        box = _square_around(painted, needed, photo_size, context, resolution)
+    elif mode == "whole":
+        size = _whole_size(photo_size, resolution, size_multiple)
+    return Region(photo_size, box, size, zone, shares)
+
+
+def plan_regions(
+    hole_mask: Tensor,
+    *,
+    mode: str = "auto",
+    resolution: int = 512,
+    size_multiple: int = 64,
+    context: float = CONTEXT,
+    blend: float | None = None,
+    context_mask: Tensor | None = None,
+    blend_mask: Tensor | None = None,
+) -> list[Region]:
+    """Chooses what to crop: one region, or with mode "each" one for each separate hole.
+
+    A hole is a connected blob of the mask, diagonals included. Holes whose crops would show more
+    than a quarter of each other are taken together, so a speck goes with the hole beside it. Soft
+    edges, context mask and blend mask go pixel by pixel to the nearest hole; a hole without any
+    share in a given blend mask is not painted. Other holes that a crop does show are holes in it
+    too: what is about to be painted over is never seen.
+
+    Args:
+        hole_mask: (H, W), 1 = repaint; a hole is what lies above 0.5.
+        mode: One of `MODES`.
+        resolution: As in `plan_region`, and so are the others.
+        size_multiple: What the model's sides must be multiples of.
+        context: Side of a crop over the longer side of its hole.
+        blend: Pixels over which the result fades out.
+        context_mask: (H, W); the crops also hold what lies above 0.5 in it.
+        blend_mask: (H, W), the share of the result in each pixel.
+
+    Returns:
+        The regions, by the topmost pixel of their holes. With one hole "each" is "auto".
+
+    Raises:
+        ValueError: As `plan_region`, or more than 64 separate holes.
+    """
+    _check(MODES, mode, resolution, size_multiple, context, blend)
+    _check_masks(hole_mask, context_mask, blend_mask)
+    given = {"hole_mask": hole_mask, "context_mask": context_mask, "blend_mask": blend_mask}
+    masks = {name: mask for name, mask in given.items() if mask is not None}
+    photo_size = (hole_mask.shape[0], hole_mask.shape[1])
+
+    def plan(masks: dict[str, Tensor]) -> Region:
+        return plan_region(
+            **masks,
+            mode="auto" if mode == "each" else mode,
+            resolution=resolution,
+            size_multiple=size_multiple,
+            context=context,
+            blend=blend,
+        )
+
+    def crop_around(hole: Box, needed: Box) -> Box:
+        width = _blend_of(context * _side(hole), photo_size) if blend is None else blend
+        painted = clip_box(_grow(hole, math.ceil(width)), photo_size)
+        return _square_around(painted, _union(painted, needed), photo_size, context, resolution)
+
+    if mode != "each":
+        return [plan(masks)]
+    nearest, groups = _separate_holes(hole_mask, context_mask, crop_around)
+    if len(groups) < 2:
+        return [plan(masks)]
+    if len(groups) > _MAX_CROPS:
+        raise ValueError(
+            f"the mask has {len(groups)} holes far from each other, more than {_MAX_CROPS} crops; "
+            "clean specks out of it or take the region mode 'auto'"
+        )
+    regions = []
+    for group in groups:
+        own = torch.from_numpy(np.isin(nearest, group)).to(hole_mask.device)
+        parts = {name: torch.where(own, mask, 0) for name, mask in masks.items()}
+        if blend_mask is None or (parts["blend_mask"] > _INVISIBLE).any():
+            regions.append(plan(parts))
+    return regions
+
+
+def _blend_mask(hole_mask: Tensor, blend: float) -> Tensor:
+    """1 in the hole, a ramp of `blend` pixels around it, and the mask's own soft edge."""
+    hole = (hole_mask > 0.5).to(hole_mask)
+    ramp = feather_hole(expand_hole(hole, blend / 2), blend / 2)
+    # A feathered edge crosses 0.5 at the hole's edge; only its outer half is outside the hole.
+    soft = ((hole_mask - _NOISE) / (0.5 - _NOISE)).clamp(0, 1)
+    return torch.maximum(ramp, soft)
+
+
+def _check(
+    modes: Sequence[str],
+    mode: str,
+    resolution: int,
+    size_multiple: int,
+    context: float,
+    blend: float | None,
+) -> None:
+    if mode not in modes:
+        raise ValueError(f"unknown region mode {mode!r}; choose one of {', '.join(modes)}")
+    if not 1 <= context <= _MOST:
+        raise ValueError(
+            f"context is {context:g}; the crop must hold the hole, so give 1 or more, up to {_MOST}"
+        )
+    if blend is not None and not 0 <= blend <= _MOST:
+        raise ValueError(f"blend is {blend:g}; give a number of pixels from 0 to {_MOST}")
+    if resolution > _MOST:
+        raise ValueError(f"resolution is {shown(resolution)}; give at most {_MOST} pixels")
+    if resolution < size_multiple or resolution % size_multiple:
+        nearest = max(1, round(resolution / size_multiple)) * size_multiple
+        raise ValueError(
+            f"resolution {resolution} is no multiple of {size_multiple}, as this model needs; "
+            f"use {nearest}"
+        )
+
+
+def _check_masks(hole_mask: Tensor, context_mask: Tensor | None, blend_mask: Tensor | None) -> None:
+    for name, other in (("context", context_mask), ("blend", blend_mask)):
+        if other is not None and other.shape != hole_mask.shape:
+            raise ValueError(
+                f"the {name} mask has shape {tuple(other.shape)} and the hole's mask "
+                f"{tuple(hole_mask.shape)}; give masks of the photo's size"
+            )
+    if blend_mask is not None and not (blend_mask > _INVISIBLE).any():
+        raise ValueError(
+            "the blend mask is empty, so nothing of the photo would change; paint white where "
+            "the result shall show, or leave the blend mask out"
+        )
+
+
+def _square_around(
+    painted: Box, needed: Box, photo_size: tuple[int, int], context: float, resolution: int
+) -> Box:
+    """Square of `context` times what is painted, around it, holding all that is needed."""
+    hole, short, long = _side(painted), min(photo_size), max(photo_size)
+    wanted = max(context * hole, resolution / _MAX_UPSCALE)
+    wanted = min(wanted, max(short, _TIGHT_CONTEXT * hole), long)
+    side = max(_side(needed), round(wanted))
+    left, top = (
+        _place(painted[i::2], needed[i::2], side, length)
+        for i, length in enumerate(reversed(photo_size))
+    )
+    return left, top, left + side, top + side
+
+
+def _place(painted: tuple[int, ...], needed: tuple[int, ...], side: int, length: int) -> int:
+    """Start of a stretch of `side` pixels: around what is painted, shifted into the photo if it
+    fits, and then as far as it takes to hold what is needed."""
+    if side > length:
+        return -((side - length) // 2)
+    start = min(max(0, round(sum(painted) / 2 - side / 2)), length - side)
+    return max(min(start, needed[0]), needed[1] - side)
+
+
+def _separate_holes(
+    hole_mask: Tensor, context_mask: Tensor | None, crop_around: Callable[[Box, Box], Box]
+) -> tuple[np.ndarray, list[list[int]]]:
+    """Finds the blobs of a mask that share a crop.
+
+    Returns:
+        The number of the nearest blob for each pixel, (H, W) from 1, and the groups of numbers.
+    """
+    hole = (hole_mask > 0.5).cpu().numpy()
+    blobs = np.zeros(hole.shape, np.int32)
+    ndimage.label(hole, structure=np.ones((3, 3)), output=blobs)
+    boxes = _boxes(blobs, int(blobs.max()))
+    if len(boxes) > 1:
+        indices = ndimage.distance_transform_edt(~hole, return_distances=False, return_indices=True)
+        blobs = blobs[tuple(np.asarray(indices))]
+    marked = 0 if context_mask is None else blobs * (context_mask > 0.5).cpu().numpy()
+    context_boxes = _boxes(np.broadcast_to(marked, hole.shape), len(boxes))
+
+    groups: list[tuple[list[int], Box, Box, Box]] = []  # blobs, their box, with context, their crop
+    for number, (box, context_box) in enumerate(zip(boxes, context_boxes, strict=True), start=1):
+        assert box is not None
+        members, needed = [number], _union(box, context_box or box)
+        while True:
+            area = crop_around(box, needed)
+            near = next((g for g in groups if _shows(area, g[1]) or _shows(g[3], box)), None)
+            if near is None:
+                break
+            groups.remove(near)  # and look again: the crop of both is larger
+            members, box, needed = near[0] + members, _union(box, near[1]), _union(needed, near[2])
+        groups.append((members, box, needed, area))
+    return blobs, sorted(sorted(group[0]) for group in groups)
+
+
+def _boxes(labels: np.ndarray, count: int) -> list[Box | None]:
+    """The box of each label from 1 to `count`, None where there is no such pixel."""
+    found = ndimage.find_objects(labels.astype(np.int32), count) if count else []
+    return [s and (s[1].start, s[0].start, s[1].stop, s[0].stop) for s in found]
+
+
+def _shows(shown: Box, box: Box) -> bool:
+    """Whether a crop shows much of a box."""
+    x0, y0 = max(shown[0], box[0]), max(shown[1], box[1])
+    x1, y1 = min(shown[2], box[2]), min(shown[3], box[3])
+    area = max(0, x1 - x0) * max(0, y1 - y0)
+    return area > _SHOWN * (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _blend_of(side: float, photo_size: tuple[int, int]) -> float:
+    """Width of the blend zone for a crop of this side."""
+    return max(2.0, min(side, max(photo_size)) / 64)
+
+
+def _whole_size(
+    photo_size: tuple[int, int], resolution: int, size_multiple: int
+) -> tuple[int, int]:
+    scale = resolution / math.sqrt(photo_size[0] * photo_size[1])
+    height, width = (
+        round(min(max(length * scale, resolution / _MAX_STRETCH), resolution * _MAX_STRETCH))
+        for length in photo_size
+    )
+    return _to_multiple(height, size_multiple), _to_multiple(width, size_multiple)
+
+
+def _to_multiple(length: int, multiple: int) -> int:
+    return max(1, round(length / multiple)) * multiple
+
+
+def _grow(box: Box, pixels: int) -> Box:
+    return box[0] - pixels, box[1] - pixels, box[2] + pixels, box[3] + pixels
+
+
+def _union(*boxes: Box) -> Box:
+    starts_x, starts_y, stops_x, stops_y = zip(*boxes, strict=True)
+    return min(starts_x), min(starts_y), max(stops_x), max(stops_y)
+
+
+def _side(box: Box) -> int:
+    return max(box[2] - box[0], box[3] - box[1])

@@ -1,0 +1,194 @@
+"""The denoiser: Stable Diffusion's UNet with nine input channels (arXiv 2211.13227, section 3).
+
+Attribute names are the keys of the official checkpoint below `model.diffusion_model.`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..config import UNetConfig
+from .attention import Attention, sdpa_attention
+from .layers import (
+    CrossAttention,
+    Downsample,
+    ResBlock,
+    SpatialTransformer,
+    Upsample,
+    match_batch,
+    timestep_embedding,
+)
+
+Control = Mapping[str, Sequence[Tensor | None]]
+
+
+class UNet(nn.Module):
+    """Predicts the noise in a latent from its neighbourhood and the exemplar's tokens.
+
+    Args:
+        config: Sizes.
+        operations: Namespace that layers are taken from (`Linear`, `Conv2d`, `GroupNorm`,
+            `LayerNorm`).
+        attention: Backend of the self- and cross-attentions.
+        dtype: Of the parameters; `None` for torch's default.
+        device: Of the parameters; `None` for torch's default.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        operations: Any = nn,
+        attention: Attention = sdpa_attention,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        kw: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
+        plain = {"dtype": dtype, "device": device}
+        normed: dict[str, Any] = {"norm_groups": config.norm_groups, **kw}
+        base = config.model_channels
+        emb = 4 * base
+
+        def transformer(channels: int) -> SpatialTransformer:
+            return SpatialTransformer(
+                channels, config.context_dim, config.num_heads, attention=attention, **normed
+            )
+
+        self.time_embed = nn.Sequential(
+            operations.Linear(base, emb, **plain), nn.SiLU(), operations.Linear(emb, emb, **plain)
+        )
+
+        channels, factor, skips = base, 1, [base]
+        first = operations.Conv2d(config.in_channels, base, 3, padding=1, **plain)
+        self.input_blocks = nn.ModuleList([nn.ModuleList([first])])
+        for level, mult in enumerate(config.channel_mult):
+            for _ in range(config.num_res_blocks):
+                block = nn.ModuleList([ResBlock(channels, emb, base * mult, **normed)])
+                channels = base * mult
+                if factor in config.attention_resolutions:
+                    block.append(transformer(channels))
+                self.input_blocks.append(block)
+                skips.append(channels)
+            if level < len(config.channel_mult) - 1:
+                self.input_blocks.append(nn.ModuleList([Downsample(channels, **kw)]))
+                skips.append(channels)
+                factor *= 2
+
+        self.middle_block = nn.ModuleList(
+            [
+                ResBlock(channels, emb, channels, **normed),
+                transformer(channels),
+                ResBlock(channels, emb, channels, **normed),
+            ]
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(config.channel_mult))):
+            for i in range(config.num_res_blocks + 1):
+                block = nn.ModuleList(
+                    [ResBlock(channels + skips.pop(), emb, base * mult, **normed)]
+                )
+                channels = base * mult
+                if factor in config.attention_resolutions:
+                    block.append(transformer(channels))
+                if level > 0 and i == config.num_res_blocks:
+                    block.append(Upsample(channels, **kw))
+                    factor //= 2
+                self.output_blocks.append(block)
+
+        self.out = nn.Sequential(
+            operations.GroupNorm(config.norm_groups, channels, **plain),
+            nn.SiLU(),
+            operations.Conv2d(channels, config.out_channels, 3, padding=1, **plain),
+        )
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, control: Control | None = None
+    ) -> Tensor:
+        """Predict the noise.
+
+        Args:
+            x: `(B, 9, h, w)`: noisy latent, scaled latent of the photo with the hole grey, keep
+                mask (1 = keep), in this order.
+            timesteps: `(B,)`, 0 to 999, integer or float.
+            context: `(K * B, M, D)` exemplar tokens: row `i` conditions input row `i % B`.
+            control: ControlNet residuals `{"input", "middle", "output"}`, last one first.
+
+        Returns:
+            `(K * B, 4, h, w)`.
+        """
+        emb = timestep_embedding(timesteps, self.config.model_channels).to(x.dtype)
+        emb = self.time_embed(emb)
+        pending = {name: list(residuals) for name, residuals in (control or {}).items()}
+
+        def controlled(h: Tensor, place: str) -> Tensor:
+            residual = pending[place].pop() if pending.get(place) else None
+            return h if residual is None else h + residual.to(h.dtype)
+
+        h, skips = x, []
+        for block in self.input_blocks:
+            h = controlled(self._run(block, h, emb, context), "input")
+            skips.append(h)
+        h = controlled(self._run(self.middle_block, h, emb, context), "middle")
+        for block in self.output_blocks:
+            skip = match_batch(controlled(skips.pop(), "output"), h.shape[0])
+            size = skips[-1].shape[-2:] if skips else h.shape[-2:]
+            h = self._run(block, h, emb, context, skip, size)
+        return self.out(h)
+
+    def _run(self, block: nn.Module, h: Tensor, *rest: Any) -> Tensor:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(self._run_block, block, h, *rest, use_reentrant=False)
+        return self._run_block(block, h, *rest)
+
+    @staticmethod
+    def _run_block(
+        block: nn.Module,
+        h: Tensor,
+        emb: Tensor,
+        context: Tensor,
+        skip: Tensor | None = None,
+        size: torch.Size | tuple[int, ...] = (),
+    ) -> Tensor:
+        if skip is not None:  # in here, so that checkpointing keeps the parts and not both
+            h = torch.cat([h, skip], dim=1)
+        for layer in block.children():
+            if isinstance(layer, ResBlock):
+                h = layer(h, emb)
+            elif isinstance(layer, SpatialTransformer):
+                h = layer(h, context)
+            elif isinstance(layer, Upsample):
+                h = layer(h, (size[0], size[1]))
+            else:
+                h = layer(h)
+        return h
+
+    def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """In training, keep only what enters each block and compute the rest again (1604.06174).
+
+        The gradients stay the same to the bit. Evaluation and `no_grad` are not affected.
+        """
+        self.gradient_checkpointing = enabled
+
+    def set_attention(self, attention: Attention) -> None:
+        """Replace the backend of every attention."""
+        for module in self.modules():
+            if isinstance(module, CrossAttention):
+                module.attention = attention
+
+    def inert_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters that a one-token context leaves without effect, and so without gradient.
+
+        They belong to the checkpoint all the same; a trainer freezes them.
+        """
+        for name, parameter in self.named_parameters():
+            if any(part in name for part in (".attn2.to_q.", ".attn2.to_k.", ".norm2.")):
+                yield name, parameter

@@ -1,0 +1,139 @@
+"""The evaluation: that its score means something, that it paints as `edit` does, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pbe_model import PaintByExample, edit
+from training.evaluation.evaluate import (
+    CANDIDATES,
+    Painter,
+    draw_candidates,
+    evaluate_demo,
+    format_table,
+    load_pairs,
+)
+from training.evaluation.measures import descriptor, outline_step, psnr, wilson
+
+
+@pytest.fixture(scope="module")
+def model(small_checkpoint: Path) -> PaintByExample:
+    return PaintByExample.from_checkpoint(small_checkpoint)
+
+
+def test_rows_of_a_model_that_has_learnt_nothing(pairs: Path, model: PaintByExample) -> None:
+    found = evaluate_demo(pairs, model, pairs=12, steps=1, batch=5)
+    assert [row.name for row in found.rows] == [
+        *(f"similarity {s}" for s in (0, 1, 3, 5)),
+        "shuffled, similarity 3",
+        "the photo itself",
+    ]
+    assert all(row.outside == 0 and row.pairs == 12 for row in found.rows)
+    assert found.rows[-1].hits == 12
+    assert all(row.hits <= 6 for row in found.rows[:-1])
+    assert found.rows[-1].seam == 1 and found.rows[-1].likeness > 0.9
+    assert all(row.likeness < found.rows[-1].likeness for row in found.rows[:-1])
+    assert found.rows[-1].psnr is None and all(0 < (row.psnr or 0) < 40 for row in found.rows[:-1])
+    figures = json.loads(found.to_json())
+    assert figures["rows"][-1]["top1"] == 1 and figures["chance"] == 0.125
+    table = format_table(found)
+    assert all(row.name in table for row in found.rows) and "100.0%" in table
+    again = evaluate_demo(pairs, model, pairs=12, steps=1, batch=12)
+    assert [row.hits for row in again.rows] == [row.hits for row in found.rows]
+
+
+def test_the_step_across_an_outline() -> None:
+    picture = torch.zeros(10, 12, 3)
+    picture[2:6, 3:8] = 0.5
+    assert outline_step(picture, (3, 2, 8, 6)) == 0.5
+    assert outline_step(picture, (0, 0, 12, 10)) == 0
+    picture[0, :] = 1.0  # a box at the upper border: three sides count, 5 + 4 + 4 pixels
+    assert outline_step(picture, (3, 0, 8, 2)) == pytest.approx(0.5 * 5 / (5 + 2 + 2))
+
+
+def test_peak_signal_to_noise_ratio() -> None:
+    picture = torch.full((4, 5, 3), 0.5)
+    assert psnr(picture, picture + 0.1) == pytest.approx(20, abs=1e-4)
+    assert psnr(picture, picture) == float("inf")
+
+
+def test_painting_together_is_painting_alone(pairs: Path, model: PaintByExample) -> None:
+    found = load_pairs(pairs, 3)
+    painter = Painter(model, found, seed=7)
+    context = painter.encode([pair.exemplar for pair in found])
+    for similarity in (0.0, 1.0, 3.0):
+        together = painter.paint(context, similarity, steps=2)
+        for i, pair in enumerate(found):
+            alone = edit(
+                model,
+                pair.photo,
+                pair.hole_mask,
+                pair.exemplar,
+                steps=2,
+                similarity=similarity,
+                seed=7 + i,
+            ).images[0]
+            torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-4)
+
+
+def test_candidates_are_keyed_and_of_other_groups() -> None:
+    groups = [f"group-{i % 10}" for i in range(50)]
+    for number in range(50):
+        candidates, shuffled = draw_candidates(groups, number, seed=0)
+        assert candidates[0] == number and len(candidates) == CANDIDATES
+        drawn = [groups[i] for i in (*candidates, shuffled)]
+        assert len(set(drawn)) == CANDIDATES + 1
+        assert draw_candidates(groups, number, seed=0) == (candidates, shuffled)
+    assert draw_candidates(groups, 0, seed=1) != draw_candidates(groups, 0, seed=0)
+
+
+def test_descriptor_is_near_for_the_same_thing_and_blind_to_the_rim() -> None:
+    rng = np.random.default_rng(0)
+    one, two = torch.from_numpy(rng.random((2, 40, 40, 3), np.float32))
+    brighter = (one * 1.1).clamp(0, 1)
+    framed = one.clone()
+    framed[:3] = framed[-3:] = framed[:, :3] = framed[:, -3:] = 0
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float(np.linalg.norm(descriptor(a) - descriptor(b)))
+
+    red = torch.tensor([0.8, 0.1, 0.1]).expand(40, 40, 3)
+    assert distance(one, one) == 0
+    assert distance(one, brighter) < distance(one, two) < distance(one, red)
+    assert distance(one, framed) < distance(one, red) / 2
+    padded = torch.nn.functional.pad(one, (0, 0, 4, 4, 4, 4))
+    np.testing.assert_allclose(descriptor(padded, margin=4 / 48), descriptor(one), atol=1e-6)
+
+
+def test_descriptor_tells_directions_of_edges() -> None:
+    ramp = torch.linspace(0, 1, 32)[:, None, None].expand(32, 32, 3)
+    down, across = descriptor(ramp.contiguous()), descriptor(ramp.transpose(0, 1).contiguous())
+    edges_down, edges_across = down[-128:].reshape(16, 8), across[-128:].reshape(16, 8)
+    assert (edges_down.argmax(1) == 4).all() and (edges_across.argmax(1) == 0).all()
+    assert np.square(edges_down).sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_wilson_interval() -> None:
+    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+
+
+def test_bad_input(pairs: Path, tmp_path: Path, model: PaintByExample) -> None:
+    with pytest.raises(ValueError, match="no held-out pairs at"):
+        evaluate_demo(tmp_path, model)
+    with pytest.raises(ValueError, match="holds 12 pairs, not 13; ask for fewer"):
+        evaluate_demo(pairs, model, pairs=13)
+    with pytest.raises(ValueError, match=r"show 5 groups of objects.*needs 9"):
+        evaluate_demo(pairs, model, pairs=5)
+    with pytest.raises(ValueError, match="batch is 0"):
+        evaluate_demo(pairs, model, batch=0)
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/pairs.jsonl").write_text('{"photo": "a.png", "box": [1, 2]}')
+    with pytest.raises(ValueError, match=r"line 1 of .* is no pair"):
+        load_pairs(tmp_path, 1)

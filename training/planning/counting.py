@@ -1,0 +1,342 @@
+"""What a training step costs, counted by running it without data.
+
+The step of a configuration runs on tensors without contents: shapes and types are those of the
+real step, autocast and gradient checkpointing included, but nothing is computed and nothing
+allocated. Its matrix products and convolutions give the FLOPs, the births and deaths of its
+storages the memory.
+
+Memory is found for every batch size at once. The batch is a large prime number, so the size of a
+storage is a multiple of it where the batch is one of its dimensions, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from pbe_model.config import PBEConfig
+from pbe_model.model import PaintByExample
+from pbe_model.networks.vae import AutoencoderKL
+from pbe_model.sampling.schedule import NoiseSchedule
+from training.config import RunConfig
+from training.optim.gradients import SixteenBitGradients, bytes_at_update, have_sixteen_bits
+from training.stages.latents import AT_ONCE
+from training.stages.loss import DiffusionLoss, FirstStageLoss
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ENCODING = ("first stage, photo", "first stage, hole")
+"""Parts of a step that a bank of latents spares."""
+
+_BATCH = 1009  # prime, and no width, token count or picture side is a multiple of it
+_PARTS = {  # modules of the losses; what an outer one does without the inner one before it
+    "DiffusionLoss.encoder.cond_stage_model.transformer": "image tower",
+    "DiffusionLoss.encoder": "mapper",
+    "DiffusionLoss.unet": "denoiser",
+    "FirstStageLoss.vae.encoder": "encoder",
+    "FirstStageLoss.vae.decoder": "decoder",
+}
+_ATTENTION = torch.ops.aten._scaled_dot_product_efficient_attention
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepCount:
+    """Cost of a micro-batch: forward and backward pass, without the optimizer's step.
+
+    Attributes:
+        flops: (forward, backward) of a sample by part; a multiplication and an addition are two.
+            With gradient checkpointing what is computed again counts as backward.
+        parameters: Number of parameters: `trained`, and frozen ones by what they belong to.
+        weight_bytes: Of all parameters.
+        trained_bytes: Of those that are trained; an average of them takes the same.
+        update_bytes: Most bytes of gradients while the update is made.
+        fixed: int64 `(T,)`, bytes live after each allocation whatever the batch, without weights.
+        per_sample: int64 `(T,)`, bytes live after each allocation that every sample adds.
+    """
+
+    flops: Mapping[str, tuple[float, float]]
+    parameters: Mapping[str, int]
+    weight_bytes: int
+    trained_bytes: int
+    update_bytes: int
+    fixed: np.ndarray
+    per_sample: np.ndarray
+
+    @property
+    def total_flops(self) -> float:
+        """FLOPs of a sample, forward and backward."""
+        return sum(forward + backward for forward, backward in self.flops.values())
+
+    def peak(self, batch: int) -> int:
+        """Most bytes live at once beside the weights, with `batch` samples in the micro-batch."""
+        return int((self.fixed + batch * self.per_sample).max())
+
+    def largest_batch(self, room: float) -> int:
+        """The largest micro-batch whose peak is at most `room` bytes; 0 where there is none."""
+        grows = self.per_sample > 0
+        if self.fixed.max() > room:
+            return 0
+        return int(((room - self.fixed[grows]) // self.per_sample[grows]).min())
+
+
+def count_step(
+    config: RunConfig,
+    sizes: PBEConfig,
+    *,
+    processes: int = 1,
+    checkpointing: bool = False,
+    like_cuda: bool = True,
+) -> StepCount:
+    """Count the training step of a run.
+
+    Args:
+        config: The run. No file that it names is opened.
+        sizes: Of the model.
+        processes: That train together.
+        checkpointing: With gradient checkpointing of the denoiser, whatever `config` says.
+        like_cuda: Follow CUDA's autocast, whose normalisations compute and answer in float32;
+            otherwise the CPU's.
+    """
+    config = config.model_copy(update={"gradient_checkpointing": checkpointing})
+    with _without_contents(config, sizes) as (module, vae):
+        trained = [p for p in module.parameters() if p.requires_grad]
+        at_update = bytes_at_update(module, config, processes)
+    fixed, per_sample = _count_memory(config, sizes, processes, like_cuda)
+    return StepCount(
+        flops=count_flops(config, sizes),
+        parameters=_parameters(module, vae),
+        weight_bytes=sum(p.nbytes for part in (module, vae) if part for p in part.parameters()),
+        trained_bytes=sum(p.nbytes for p in trained),
+        update_bytes=at_update,
+        fixed=fixed,
+        per_sample=per_sample,
+    )
+
+
+def count_flops(config: RunConfig, sizes: PBEConfig) -> dict[str, tuple[float, float]]:
+    """The `flops` of `StepCount`, with gradient checkpointing if `config` says so."""
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)  # pyright: ignore[reportArgumentType]
+    with _without_contents(config, sizes) as (module, vae), _Substitutes(None, False), counter:
+        batch = empty_batch(config, sizes, vae, _BATCH)
+        encoding = counter.get_total_flops() / AT_ONCE  # of a picture
+        loss = module(batch)["loss"]
+        forward = _by_part(counter)
+        _backward(loss)
+        both = _by_part(counter)
+    parts = {name: (encoding, 0.0) for name in ENCODING if encoding}
+    return parts | {name: (forward[name], both[name] - forward[name]) for name in both}
+
+
+def _count_memory(
+    config: RunConfig, sizes: PBEConfig, processes: int, like_cuda: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """`fixed` and `per_sample` of `StepCount`.
+
+    Not counted along with the FLOPs, because their counter keeps what is recomputed alive.
+    """
+    with _without_contents(config, sizes) as (module, vae):
+        there = [t for part in (module, vae) if part for t in part.state_dict().values()]
+        for parameter in module.parameters():
+            # With accumulation gradients are there from the micro-batch before.
+            if config.accumulate > 1 and parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+                there.append(parameter.grad)
+        if have_sixteen_bits(config, processes):
+            SixteenBitGradients(module, torch.optim.SGD(module.parameters()))
+        meter = _Meter(there)
+        with _Substitutes(AUTOCAST.get(config.precision), like_cuda), meter:
+            with autocast(config.precision):
+                batch = empty_batch(config, sizes, vae, _BATCH)
+                loss = module(batch)["loss"]
+            _backward(loss)
+    fixed, per_sample = np.array(meter.history, dtype=np.int64).T
+    return fixed, per_sample
+
+
+def _backward(loss: Tensor) -> None:
+    """`loss.backward()` without turning modes off, so that they see what is recomputed."""
+    _engine_run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (),
+        allow_unreachable=True, accumulate_grad=True,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _without_contents(
+    config: RunConfig, sizes: PBEConfig
+) -> Iterator[tuple[nn.Module, AutoencoderKL | None]]:
+    """The modules of a step, of fake tensors, and the mode to use them in.
+
+    Tensors on "meta" would do as well, if autocast worked on them.
+    """
+    schedule = NoiseSchedule.linear(sizes.schedule)
+    schedule.add_noise(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1))  # fills its tables
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield loss_modules(config, sizes, schedule)
+
+
+def loss_modules(
+    config: RunConfig, sizes: PBEConfig, schedule: NoiseSchedule
+) -> tuple[nn.Module, AutoencoderKL | None]:
+    """The loss as the loop trains it, and the frozen first stage beside it.
+
+    Args:
+        config: The run.
+        sizes: Of the model.
+        schedule: Real tensors, where the rest is fake.
+    """
+    from training.stages.diffusion import freeze  # the stages import this module's users
+
+    if config.stage == "first_stage":
+        return FirstStageLoss(AutoencoderKL(sizes.vae), config.loss.kl_weight), None
+    model = PaintByExample(sizes)
+    freeze(model, config)
+    settings = config.loss
+    module = DiffusionLoss(
+        model.unet,
+        model.encoder,
+        schedule,
+        settings.min_snr,
+        settings.v_weight,
+        settings.thumbnail_weight,
+    )
+    return module, model.vae
+
+
+def empty_batch(
+    config: RunConfig, sizes: PBEConfig, vae: AutoencoderKL | None, batch: int
+) -> dict[str, Tensor]:
+    """What the loss takes, made as the loop makes it: encoded, or read from a bank of latents."""
+    side = sizes.resolution // sizes.vae.downscale
+    latent = (batch, sizes.vae.z_channels, side, side)
+    pixels = (batch, 3, sizes.resolution, sizes.resolution)
+    if vae is None:
+        return {"image": torch.empty(pixels), "noise": torch.empty(latent)}
+    if config.data.geometry_variants is None:
+        with torch.no_grad():
+            vae.encode(torch.empty(AT_ONCE, *pixels[1:]))
+    channels = {"latent": latent[1], "masked_latent": latent[1], "keep_mask": 1}
+    encoded = {name: torch.empty(batch, c, side, side) for name, c in channels.items()}
+    return {
+        **encoded,
+        "exemplar": torch.empty(batch, 3, *[sizes.exemplar.image_size] * 2),
+        "noise": torch.empty(latent),
+        "timestep": torch.empty(batch, dtype=torch.int64),
+        "drop": torch.empty(batch, dtype=torch.bool),
+    }
+
+
+def _by_part(counter: FlopCounterMode) -> dict[str, float]:
+    """FLOPs of a sample so far by part of the loss."""
+    counts = {name: sum(ops.values()) / _BATCH for name, ops in counter.get_flop_counts().items()}
+    parts: dict[str, float] = {}
+    for module, part in _PARTS.items():
+        if module in counts:
+            inner = [n for n in _PARTS if n.startswith(f"{module}.") and n in counts]
+            parts[part] = counts[module] - sum(counts[name] for name in inner)
+    return parts
+
+
+def _parameters(module: nn.Module, vae: AutoencoderKL | None) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            counts["trained"] += parameter.numel()
+        elif name.startswith("unet."):
+            counts["frozen in the denoiser"] += parameter.numel()
+        else:
+            counts["frozen in the image encoder"] += parameter.numel()
+    if vae is not None:
+        counts["frozen first stage"] = sum(p.numel() for p in vae.parameters())
+    return dict(counts)
+
+
+class _Meter(TorchDispatchMode):
+    """Bytes of live storages after each allocation: whatever the batch, and of each sample.
+
+    Args:
+        there: What is there before and not counted.
+    """
+
+    def __init__(self, there: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.history: list[tuple[int, int]] = []
+        self._live = [0, 0]
+        self._known = {tensor.untyped_storage()._cdata for tensor in there}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        grows = size % _BATCH == 0
+        amount = size // _BATCH if grows else size
+        self._known.add(key)
+        self._live[grows] += amount
+        self.history.append((self._live[0], self._live[1]))
+        weakref.finalize(storage, self._forget, key, grows, amount)
+
+    def _forget(self, key: int, grows: bool, amount: int) -> None:
+        self._known.discard(key)
+        self._live[grows] -= amount
+
+
+class _Substitutes(TorchFunctionMode):
+    """The same fused attention on every machine, and CUDA's autocast of normalisations.
+
+    Which kernel attends depends on the machine; the fused ones all keep query, key, value, output
+    and a number for each query. Without a device torch would count attention written out.
+    """
+
+    def __init__(self, dtype: torch.dtype | None, like_cuda: bool) -> None:
+        super().__init__()
+        self._dtype = dtype
+        self._norms = (F.group_norm, F.layer_norm) if like_cuda else ()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        casts = torch.is_autocast_enabled("cpu")
+        if func is F.scaled_dot_product_attention:
+            query, key, value = (x.to(self._dtype) if casts else x for x in args[:3])
+            return _ATTENTION(query, key, value, None, True)[0]
+        if casts and func in self._norms:
+            args = (args[0].float(), *args[1:])
+        return func(*args, **kwargs)
+
+
+def autocast(precision: str) -> contextlib.AbstractContextManager:
+    """The CPU's autocast for a run's precision."""
+    dtype = AUTOCAST.get(precision)
+    return torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext()
+
+
+def _attention_backward_flops(
+    gradient: Any, query: Any, key: Any, value: Any, *rest: Any, **kw: Any
+) -> int:
+    # Fused kernels compute the scores again, which is theirs to choose, not the model's.
+    return 2 * sdpa_flop_count(query, key, value)
+
+
+_FORMULAS = {
+    torch.ops.aten._scaled_dot_product_efficient_attention_backward: _attention_backward_flops
+}

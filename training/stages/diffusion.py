@@ -1,0 +1,273 @@
+"""Stage two: train the denoiser and its image condition (arXiv 2211.13227, section 3).
+
+At official size the first stage and CLIP's tower stay frozen. The bundled model trains its small
+tower along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pbe_model.checkpoints import load as checkpoint
+from pbe_model.checkpoints.clip_tower import PUBLISHED, load_tower
+from pbe_model.checkpoints.infer_config import METADATA_KEY, infer_config
+from pbe_model.config import CONFIGS
+from pbe_model.editing.edit import Condition, guided
+from pbe_model.model import PaintByExample
+from pbe_model.networks.exemplar_encoder import normalise
+from pbe_model.networks.layers import ResBlock, SpatialTransformer
+from pbe_model.networks.unet import UNet
+from pbe_model.sampling.samplers import sample
+from training.config import RunConfig
+from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
+from training.stages.latents import LatentBank, LatentEncoder
+from training.stages.lora import add_lora
+from training.stages.loss import DiffusionLoss
+
+_VALIDATION = 64  # held-out samples that the validation loss is taken over
+
+
+class Diffusion:
+    """Data, loss, validation and pictures of the second stage; the loop is in `training.loop`."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.run = config
+        self.device = device
+        self.model = starting_model(config)
+        freeze(self.model, config)
+        self.model.to(device)
+        if config.precision != "no":  # the layout that 16-bit convolutions are fast in
+            self.model.unet.to(memory_format=torch.channels_last)
+        sizes = self.model.config
+        self.num_timesteps = sizes.schedule.num_timesteps
+        data = config.data
+        variants = data.geometry_variants
+        shared = {
+            "resolution": sizes.resolution,
+            "exemplar_size": sizes.exemplar.image_size,
+            "seed": config.seed,
+            "exemplar": data.exemplar,
+            "geometry": data.geometry,
+            "report": config.out / "unreadable.txt",
+        }
+        self.dataset = BoxDataset(
+            data.root,
+            data.index,
+            sample=data.sample,
+            recolour=data.recolour,
+            geometry_variants=variants,
+            with_image=variants is None,
+            **shared,
+        )
+        self._held_out = BoxDataset(data.root, data.val_index, shuffle=False, **shared)
+        self._encoder = LatentEncoder(self.model.vae, device)
+        self._bank = (
+            None
+            if variants is None
+            else LatentBank(config.out / "latents", self.dataset, self._encoder)
+        )
+        self.module = DiffusionLoss(
+            self.model.unet,
+            self.model.encoder,
+            self.model.schedule,
+            config.loss.min_snr,
+            config.loss.v_weight,
+            config.loss.thumbnail_weight,
+        )
+
+    def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the loss takes, from what the loader yields.
+
+        Timestep, dropped condition and noise are drawn for each sample from its number.
+        """
+        sizes = self.model.config
+        side = sizes.resolution // sizes.vae.downscale
+        shape = (sizes.vae.z_channels, side, side)
+        steps, drops, noises, posterior = [], [], [], []
+        for index in loaded["index"].tolist():
+            rng = keyed_rng(self.run.seed, index, Stream.NOISE)
+            steps.append(int(rng.integers(sizes.schedule.num_timesteps)))
+            drops.append(bool(rng.random() < self.run.loss.drop_condition))
+            noise = rng.standard_normal(shape, np.float32)
+            offset = rng.standard_normal((shape[0], 1, 1), np.float32)
+            noises.append(noise + self.run.loss.offset_noise * offset)
+            if self._bank is None:
+                posterior.append(rng.standard_normal((2, *shape), np.float32))
+        if self._bank is not None:
+            encoded = self._bank(loaded["cache_key"])
+        else:
+            noise = torch.from_numpy(np.stack(posterior, axis=1))  # (2, B, z, r, r)
+            encoded = self._encoder.encode(loaded["image"], loaded["hole_mask"], noise)
+        return {
+            **encoded,
+            "exemplar": loaded["exemplar"].to(self.device),
+            "noise": torch.from_numpy(np.stack(noises)).to(self.device),
+            "timestep": torch.tensor(steps, device=self.device),
+            "drop": torch.tensor(drops, device=self.device),
+        }
+
+    def _validation(self, first: int, count: int) -> dict[str, Tensor]:
+        return collate([self._held_out[i] for i in range(first, first + count)])
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss on held-out samples with fixed noise, at timesteps spread evenly."""
+        losses = []
+        count = min(_VALIDATION, len(self._held_out))
+        for first in range(0, count, 16):
+            loaded = self._validation(first, min(16, count - first))
+            encoded = self._encoder.encode(loaded["image"], loaded["hole_mask"])
+            rng = keyed_rng(self.run.seed, first, Stream.VALIDATION)
+            noise = rng.standard_normal(tuple(encoded["latent"].shape), np.float32)
+            batch = len(noise)
+            spread = (torch.arange(batch) * 2 + 1) * self.model.config.schedule.num_timesteps
+            values = self.module(
+                {
+                    **encoded,
+                    "exemplar": loaded["exemplar"].to(self.device),
+                    "noise": torch.from_numpy(noise).to(self.device),
+                    "timestep": (spread // (2 * batch)).to(self.device),
+                    "drop": torch.zeros(batch, dtype=torch.bool, device=self.device),
+                }
+            )
+            losses.append(values["eps_mse"])
+        return {"val_eps_mse": float(torch.stack(losses).mean())}
+
+    @torch.no_grad()
+    def pictures(self) -> tuple[Tensor, int]:
+        """Rows of photo, hole, exemplar, and edits at similarity 1 and 3; columns a row."""
+        loaded = self._validation(0, min(8, len(self._held_out)))
+        image = loaded["image"].to(self.device)
+        encoded = self._encoder.encode(image, (loaded["hole_mask"] > 0.5).float())
+        condition = Condition(**encoded)
+        context = self.model.encoder(normalise(loaded["exemplar"].to(self.device)))
+        rng = keyed_rng(self.run.seed, 0, Stream.PICTURES)
+        noise = torch.from_numpy(rng.standard_normal(tuple(encoded["latent"].shape), np.float32))
+        edits = [
+            self.model.decode(
+                sample(
+                    "dpmpp_2m",
+                    guided(self.model, condition, context, similarity),
+                    noise.to(self.device),
+                    self.model.schedule,
+                    16,
+                )
+            )
+            for similarity in (1.0, 3.0)
+        ]
+        size = image.shape[-2:]
+        exemplar = nn.functional.interpolate(loaded["exemplar"].to(image), size) * 2 - 1
+        hole = image * (loaded["hole_mask"] <= 0.5).to(image)
+        rows = torch.stack([image, hole, exemplar, *edits], dim=1)  # (B, 5, 3, R, R)
+        return rows.flatten(0, 1), 10
+
+
+def freeze(model: PaintByExample, config: RunConfig) -> None:
+    """Leave trainable what a run trains, and put its adapters in."""
+    model.vae.requires_grad_(False)
+    if not config.train_tower:
+        model.encoder.cond_stage_model.transformer.requires_grad_(False)
+    if config.tokens == "class":
+        # They get no gradient; data-parallel training would wait for it.
+        for _, parameter in model.unet.inert_parameters():
+            parameter.requires_grad_(False)
+    if config.lora.rank:
+        add_lora(model, config.lora)
+    model.unet.gradient_checkpointing = config.gradient_checkpointing
+
+
+def starting_model(config: RunConfig) -> PaintByExample:
+    """Fresh weights, and those of `config.init` for the parts that it holds.
+
+    That may be a first stage, a checkpoint of Stable Diffusion, or a whole model.
+
+    Raises:
+        ValueError: No `init`, or one that does not fit.
+    """
+    if config.init is None:
+        raise ValueError(
+            "the diffusion stage needs a trained first stage; set init to its exported file "
+            "(for the demo: run `pbe-train train demo-first-stage` first), or to a checkpoint of "
+            "Stable Diffusion 1.4 or of Paint by Example"
+        )
+    file = checkpoint.starting_point(checkpoint.read(config.init))
+    tensors = {n: t for n, t in file.tensors.items() if _part_of(n) in config.init_parts}
+    sizes = CONFIGS[config.model]
+    if METADATA_KEY in file.metadata:
+        found = infer_config(file.tensors, file.metadata)
+        if "learnable_vector" in tensors:
+            sizes = found
+        elif any(name.startswith(checkpoint.PARTS["unet"]) for name in tensors):
+            sizes = replace(sizes, unet=found.unet, vae=found.vae, resolution=found.resolution)
+        else:  # a first stage alone says nothing of the denoiser
+            sizes = replace(sizes, vae=found.vae)
+    schedule = replace(
+        sizes.schedule,
+        prediction=config.loss.prediction,
+        zero_terminal_snr=config.loss.zero_terminal_snr,
+    )
+    torch.manual_seed(config.seed)
+    model = PaintByExample(replace(sizes, tokens=config.tokens, schedule=schedule))
+    initialise(model.unet, identity=config.loss.prediction == "epsilon")
+    found = checkpoint.load_parts(model, tensors, file.path)
+    if config.init_tower is not None:
+        load_tower(model, config.init_tower)
+    elif "encoder" not in found and not config.train_tower:
+        raise ValueError(
+            f"{file.path} has no image tower, which would stay as random as it starts: set "
+            f"init_tower to {PUBLISHED}, or train_tower to true"
+        )
+    return model
+
+
+def _part_of(name: str) -> str:
+    """The part of the model, of `checkpoint.PARTS`, that a tensor belongs to."""
+    starts = {part: start for part, start in checkpoint.PARTS.items() if start}
+    return next((part for part, start in starts.items() if name.startswith(start)), "encoder")
+
+
+@torch.no_grad()
+def initialise(unet: UNet, *, identity: bool = True) -> None:
+    """Start residual branches at zero, as the official code does, and the whole as the identity.
+
+    Without `identity` the whole starts at zero, the best linear guess of v.
+
+    At the noisiest timesteps the noise is almost the input, and what the network has to say is the
+    small difference. Learning to repeat its input to a percent takes thousands of updates, so the
+    noisy latent is handed on from the start: through the first convolution, the outermost skip
+    connection and the output, as pairs x and -x, because silu(x) - silu(-x) = x.
+    """
+    for module in unet.modules():
+        last = None
+        if isinstance(module, ResBlock):
+            last = module.out_layers[-1]
+        elif isinstance(module, SpatialTransformer):
+            last = module.proj_out
+        elif isinstance(module, UNet):
+            last = module.out[-1]
+        if isinstance(last, nn.Conv2d):
+            nn.init.zeros_(last.weight)
+            assert last.bias is not None
+            nn.init.zeros_(last.bias)
+
+    if not identity:
+        return
+    first = next(unet.input_blocks[0].children())
+    skip = next(unet.output_blocks[-1].children()).skip_connection
+    out = unet.out[-1]
+    assert isinstance(first, nn.Conv2d) and isinstance(skip, nn.Conv2d)
+    assert isinstance(out, nn.Conv2d) and first.bias is not None and skip.bias is not None
+    passed = skip.in_channels - first.out_channels  # the skip is what comes last in the block
+    for channel in range(unet.config.out_channels):
+        # Both of a pair lie in one group of the normalisation, which then keeps the mean.
+        for row, sign in ((2 * channel, 1.0), (2 * channel + 1, -1.0)):
+            for layer in (first, skip):
+                layer.weight[row] = 0
+                nn.init.zeros_(layer.bias[row : row + 1])  # pyright: ignore[reportOptionalSubscript]
+            first.weight[row, channel, 1, 1] = sign
+            skip.weight[row, passed + row] = 1
+            out.weight[channel, row, 1, 1] = sign

@@ -1,0 +1,108 @@
+"""Stage one of a demo run: train the autoencoder on the photos (official runs reuse SD 1.4's)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pbe_model.config import CONFIGS, PBEConfig
+from pbe_model.networks.vae import AutoencoderKL
+from training.config import RunConfig
+from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
+from training.stages.loss import FirstStageLoss
+
+
+class FirstStage:
+    """Data, loss, validation and pictures of the first stage; the loop is in `training.loop`."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.run = config
+        self.num_timesteps = 0
+        self.device = device
+        self.model_config: PBEConfig = CONFIGS[config.model]
+        size = self.model_config.resolution
+        data = config.data
+        shared = {
+            "resolution": size,
+            "exemplar_size": 8,  # unused, and so as small as can be
+            "seed": config.seed,
+            "geometry": data.geometry,
+            "report": config.out / "unreadable.txt",
+        }
+        self.dataset = BoxDataset(data.root, data.index, sample=data.sample, **shared)
+        self._held_out = BoxDataset(data.root, data.val_index, shuffle=False, **shared)
+        torch.manual_seed(config.seed)
+        vae = AutoencoderKL(self.model_config.vae)
+        initialise(vae)
+        self.module = FirstStageLoss(vae, config.loss.kl_weight).to(device)
+
+    def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the loss takes, from what the loader yields; noise is keyed by sample."""
+        factor = self.model_config.vae.downscale
+        side = self.model_config.resolution // factor
+        shape = (self.model_config.vae.z_channels, side, side)
+        noise = np.stack(
+            [
+                keyed_rng(self.run.seed, int(i), Stream.NOISE).standard_normal(shape, np.float32)
+                for i in loaded["index"]
+            ]
+        )
+        return {
+            "image": loaded["image"].to(self.device),
+            "noise": torch.from_numpy(noise).to(self.device),
+        }
+
+    def _validation(self, count: int, size: int = 32) -> Iterator[Tensor]:
+        for first in range(0, count, size):
+            samples = [self._held_out[i] for i in range(first, min(first + size, count))]
+            yield collate(samples)["image"].to(self.device)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Peak signal-to-noise ratio in dB on held-out pictures, and the latent's deviation."""
+        errors, latents = [], []
+        for image in self._validation(min(256, len(self._held_out))):
+            mean = self.module.vae.encode(image).mean
+            decoded = self.module.vae.decode(mean).clamp(-1, 1)
+            errors.append((decoded - image).square().flatten(1).mean(dim=1))
+            latents.append(mean)
+        mse = torch.cat(errors)  # (N,)
+        return {
+            "val_psnr": float(-10 * torch.log10(mse.mean() / 4)),
+            "val_psnr_per_image": float((-10 * torch.log10(mse / 4)).mean()),
+            "latent_std": float(torch.cat(latents).std()),
+        }
+
+    @torch.no_grad()
+    def pictures(self) -> tuple[Tensor, int]:
+        """Held-out pictures, each beside its reconstruction, and the number of columns."""
+        image = next(self._validation(16, 16))
+        vae = self.module.vae
+        decoded = vae.decode(vae.encode(image).mean)
+        return torch.stack([image, decoded], dim=1).flatten(0, 1), 8
+
+
+@torch.no_grad()
+def initialise(vae: AutoencoderKL) -> None:
+    """Start from a network that passes its input on, in place.
+
+    torch's default shrinks the signal at every convolution until the biases drown it, and a
+    posterior as wide as its prior drowns the latent: from there the first thousand updates only
+    learn each picture's mean. Here convolutions keep the variance, residual branches start at
+    zero, and the posterior is narrow.
+    """
+    for name, layer in vae.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+            if name.endswith(("conv2", "proj_out")):
+                nn.init.zeros_(layer.weight)
+            else:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    z = vae.config.z_channels
+    vae.quant_conv.weight[z:] = 0
+    assert vae.quant_conv.bias is not None
+    vae.quant_conv.bias[z:] = -6.0  # log variance

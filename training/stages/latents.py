@@ -1,0 +1,120 @@
+"""Latents of training samples: encoded as they come, or kept in a bank on disk.
+
+Encoding two pictures a sample costs as much as training a small denoiser on them. With a fixed
+number of crops and masks an object (`DataConfig.geometry_variants`) each is encoded once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pbe_model.networks.inputs import latent_keep_mask, masked_image
+from pbe_model.networks.vae import AutoencoderKL
+from training.data.dataset import BoxDataset
+
+AT_ONCE = 4
+"""Pictures that the first stage encodes at once. At 512 pixels one takes as much memory as a sample
+of the training step, and more at once take hardly less time each."""
+
+
+class LatentEncoder:
+    """Scaled latents of pictures, and of the same pictures with their holes greyed."""
+
+    def __init__(self, vae: AutoencoderKL, device: torch.device) -> None:
+        self.vae = vae
+        self.device = device
+
+    @torch.no_grad()
+    def encode(
+        self, image: Tensor, hole_mask: Tensor, noise: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Encode a batch as the paper's training does, with soft masks.
+
+        Args:
+            image: `(B, 3, R, R)` in [-1, 1].
+            hole_mask: `(B, 1, R, R)` in [0, 1], 1 = repaint.
+            noise: `(2, B, z, r, r)` to sample the two posteriors with; `None` takes their means.
+
+        Returns:
+            `latent`, `masked_latent` `(B, z, r, r)` scaled, and `keep_mask` `(B, 1, r, r)`.
+        """
+        image, hole_mask = image.to(self.device), hole_mask.to(self.device)
+        pictures = torch.cat([image, masked_image(image, 1 - hole_mask)])
+        posteriors = [self.vae.encode(part) for part in pictures.split(AT_ONCE)]
+        if noise is None:
+            latents = [posterior.mean for posterior in posteriors]
+        else:
+            noises = noise.to(self.device).flatten(0, 1).split(AT_ONCE)
+            latents = [p.sample(n) for p, n in zip(posteriors, noises, strict=True)]
+        scaled = torch.cat(latents).float() * self.vae.config.scale_factor
+        latent, masked_latent = scaled.chunk(2)
+        factor = self.vae.config.downscale
+        size = (image.shape[-2] // factor, image.shape[-1] // factor)
+        keep_mask = latent_keep_mask(hole_mask, size, binarize=False)
+        return {"latent": latent, "masked_latent": masked_latent, "keep_mask": keep_mask}
+
+
+class LatentBank:
+    """Latents by row of a dataset's bank, computed at first use and kept in float16 on disk.
+
+    A row is encoded alone, so that its numbers do not depend on the batch that asked first.
+
+    Args:
+        folder: Where the files go; their name depends on the data and on the first stage.
+        dataset: With `geometry_variants`.
+        encoder: Of the frozen first stage.
+    """
+
+    def __init__(self, folder: Path, dataset: BoxDataset, encoder: LatentEncoder) -> None:
+        self.dataset = dataset
+        self.encoder = encoder
+        config = encoder.vae.config
+        z, side = config.z_channels, dataset.resolution // config.downscale
+        name = f"latents-{self._key()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._rows = _memmap(
+            folder / f"{name}.bin", np.float16, (dataset.cache_rows, 2 * z + 1, side, side)
+        )
+        self._filled = _memmap(folder / f"{name}.filled", np.uint8, (dataset.cache_rows,))
+
+    def _key(self) -> str:
+        digest = hashlib.sha256()
+        for value in self.encoder.vae.state_dict().values():
+            digest.update(value.cpu().numpy().tobytes())
+        data = self.dataset
+        digest.update(repr((self.encoder.vae.config, data.seed, data.resolution)).encode())
+        digest.update(repr((data.geometry, data.geometry_variants, data.by_photo)).encode())
+        digest.update(repr(data.recolour).encode())
+        digest.update(data.index.digest.encode())
+        return digest.hexdigest()[:16]
+
+    def __call__(self, rows: Tensor) -> dict[str, Tensor]:
+        """Latents of these rows, `(B,)`, as `LatentEncoder.encode` gives them."""
+        for row in rows.tolist():
+            if not self._filled[row]:
+                self._fill(row)
+        found = torch.from_numpy(self._rows[rows.numpy()]).float().to(self.encoder.device)
+        z = (found.shape[1] - 1) // 2
+        latent, masked_latent, keep_mask = found.split([z, z, 1], dim=1)
+        return {"latent": latent, "masked_latent": masked_latent, "keep_mask": keep_mask}
+
+    def _fill(self, row: int) -> None:
+        image, hole_mask = self.dataset.geometry_sample(row)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        hole = torch.from_numpy(hole_mask)[None, None].float() / 255
+        with torch.autocast(self.encoder.device.type, enabled=False):  # the same in any precision
+            encoded = self.encoder.encode(pixels, hole)
+        self._rows[row] = torch.cat(list(encoded.values()), dim=1)[0].cpu()
+        self._filled[row] = 1  # after the data: a killed run never leaves half a row marked
+
+
+def _memmap(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """Open an array on disk, first made of zeros if need be; safe for several processes at once."""
+    with open(path, "ab") as file:
+        file.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
