@@ -4,10 +4,10 @@
     python -m benchmarks.fingerprint after.json --compare before.json
 
 Pictures of the demonstration, forty regions, twelve edits by command and twelve by node (in the
-ComfyUI that the tests find, unless `--without-host`), thirty updates of each stage of training, and
-a checkpoint through every layout and back. Hashes are of pixels and of tensors, so a file may say
-the same in other bytes; figures of the training log are compared to 1e-6. Equal hashes are to be
-expected on one machine only, with the same packages.
+ComfyUI that the tests find, unless `--without-host`), thirty updates of each stage of training, an
+evaluation, and a checkpoint through every layout and back. Hashes are of pixels and of tensors, so
+a file may say the same in other bytes; figures of the training log and of the evaluation are
+compared to 1e-6. Equal hashes are to be expected on one machine only, with the same packages.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ def main() -> None:
         commands(hashes, folder)
         layouts(hashes, folder)
         training(hashes, folder)
+        evaluation(hashes, folder)
         if not args.without_host:
             nodes(hashes, folder)
     args.out.write_text(json.dumps(hashes.found, indent=1))
@@ -258,6 +259,19 @@ def write_photos(root: Path, count: int = 12) -> None:
             entry = {"image": f"{split}/{number}.png", "box": [20, 20, 60, 60], "id": str(number)}
             lines.append(json.dumps(entry))
         (root / split / "boxes.jsonl").write_text("\n".join(lines))
+
+
+def evaluation(hashes: Hashes, folder: Path) -> None:
+    """The table of twelve pairs, and what was painted for it."""
+    from tests.training.runs import write_pairs
+
+    pairs, out = write_pairs(folder / "pairs"), folder / "evaluation"
+    run("training", "evaluate", "demo", "--data", pairs, "--pairs", 12, "--steps", 2,
+        "--batch", 5, "--out", out)  # fmt: skip
+    hashes.add("evaluation pictures", out / "evaluation.png")
+    for row in json.loads((out / "evaluation.json").read_text())["rows"]:
+        for key, value in row.items():
+            hashes.found[f"evaluation {row['name']} {key}"] = value
 
 
 def nodes(hashes: Hashes, folder: Path) -> None:

@@ -89,6 +89,10 @@ def _parser() -> Parser:
     add("set", choices=["demo"], help="the bundled model's picture set")
     add("--data", required=True, type=Path, metavar="DIR", help="made by `prepare demo`")
     add("--checkpoint", type=Path, metavar="FILE", help="[the bundled model]")
+    add(
+        "--split", default="val", metavar="NAME",
+        help="folder of DIR with the pairs, such as seen for objects of the training [%(default)s]",
+    )  # fmt: skip
     add("--pairs", type=positive, default=256, metavar="N", help="[%(default)s]")
     add("--steps", type=positive, default=20, metavar="N", help="of sampling [%(default)s]")
     add("--batch", type=positive, default=16, metavar="N", help="edits at once [%(default)s]")
@@ -178,7 +182,8 @@ def _export(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from pbe_model import PaintByExample
     from pbe_model.image_io import write_image
-    from training.evaluation.evaluate import evaluate_demo, format_table
+    from training.evaluation.evaluate import evaluate_demo
+    from training.evaluation.table import format_table
 
     model = PaintByExample.from_checkpoint(args.checkpoint, device=usable_device(args.device))
     if args.out:
@@ -187,7 +192,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         except OSError as error:
             raise ValueError(f"cannot make the folder {args.out}: {error.strerror}") from error
     evaluation = evaluate_demo(
-        args.data, model, pairs=args.pairs, steps=args.steps, seed=args.seed, batch=args.batch
+        args.data,
+        model,
+        split=args.split,
+        pairs=args.pairs,
+        steps=args.steps,
+        seed=args.seed,
+        batch=args.batch,
     )
     print(format_table(evaluation))
     if args.out:

@@ -34,7 +34,7 @@ from training.data.index import BOX, PHOTO, PLACE, BoxIndex, IndexWriter, PhotoB
 from training.data.shards import PhotoFiles, ShardWriter, read_shard
 from training.data.unreadable import UnreadableList
 from training.demo.sources import Source, load
-from training.evaluation.evaluate import load_pairs
+from training.evaluation.pairs import load_pairs
 from training.prepare.annotations import Annotated, Unusable, open_reader
 from training.prepare.annotations.base import files_below
 from training.prepare.pieces import Piece, finish
@@ -218,7 +218,7 @@ def test_pairs_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     picture(tmp_path / "p.png")
     put(tmp_path / "val/pairs.jsonl", json.dumps(entry))
     sentence(lambda: load_pairs(tmp_path, 1), "line 1 of .* has the box .* photo of 40 x 20")
-    monkeypatch.setattr("training.evaluation.evaluate._MAX_PIXELS", 1000)
+    monkeypatch.setattr("training.evaluation.pairs._MAX_PIXELS", 1000)
     sentence(lambda: load_pairs(tmp_path, 1), "have 1,600 pixels, and 1,000 are the most")
     pipe(tmp_path / "p.png")
     sentence(lambda: load_pairs(tmp_path, 1), "p.png")

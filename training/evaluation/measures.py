@@ -14,7 +14,7 @@ from pbe_model.editing.mask_shapes import Box
 _SIDE, _CELLS = 32, 4
 
 
-def descriptor(picture: Tensor, margin: float = 0.0) -> np.ndarray:
+def descriptor(picture: Tensor, margin: float = 0.0, *, grey: bool = False) -> np.ndarray:
     """Colours and edges of a picture, for comparison by Euclidean distance.
 
     Three blocks of equal weight, each 1 long or less: the mean Lab colour of 4 x 4 cells, the
@@ -25,6 +25,7 @@ def descriptor(picture: Tensor, margin: float = 0.0) -> np.ndarray:
     Args:
         picture: `(H, W, 3)` in [0, 1]; squashed to a square.
         margin: Share of each side to cut off first.
+        grey: Describe the picture without its colours: light and dark, and the edges.
 
     Returns:
         float64 `(432,)`.
@@ -34,6 +35,9 @@ def descriptor(picture: Tensor, margin: float = 0.0) -> np.ndarray:
     pixels = np.ascontiguousarray(picture[dy : height - dy, dx : width - dx].cpu().numpy())
     pixels = cv2.resize(pixels, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2Lab)  # L from 0 to 100, a and b about -100 to 100
+    if grey:
+        # Exactly 0, which is where two bins of hues meet: a grey RGB picture misses it by rounding.
+        lab[..., 1:] = 0
     ramp = np.linspace(-1, 1, _SIDE)
     weight = np.exp(-2 * (ramp[:, None] ** 2 + ramp**2))  # 0.02 in the corners
     weight /= weight.sum()
@@ -79,6 +83,26 @@ def outline_step(picture: Tensor, box: Box) -> float:
     steps = [picture[y, x0:x1] - picture[y - 1, x0:x1] for y in rows]
     steps += [picture[y0:y1, x] - picture[y0:y1, x - 1] for x in columns]
     return torch.cat(steps).abs().mean().item() if steps else 0.0
+
+
+def mean_laplacian(picture: Tensor, box: Box) -> float:
+    """Mean absolute Laplacian of the lightness inside a box, at the picture's own size.
+
+    Args:
+        picture: `(H, W, 3)` in [0, 1].
+        box: Pixels on its rim only count as neighbours, so the step across its outline does not.
+
+    Returns:
+        From 0 to 400, the difference of a white pixel from four black ones; 0 if the box is less
+        than 3 pixels wide or high.
+    """
+    x0, y0, x1, y1 = box
+    if min(x1 - x0, y1 - y0) < 3:
+        return 0.0
+    pixels = np.ascontiguousarray(picture[y0:y1, x0:x1].float().cpu().numpy())
+    lightness = cv2.cvtColor(pixels, cv2.COLOR_RGB2Lab)[..., 0]  # from 0 to 100
+    laplacian = cv2.Laplacian(lightness, cv2.CV_32F)  # 4 neighbours
+    return float(np.abs(laplacian[1:-1, 1:-1]).mean(dtype=np.float64))
 
 
 def psnr(picture: Tensor, truth: Tensor) -> float:
