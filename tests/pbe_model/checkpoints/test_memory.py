@@ -20,7 +20,8 @@ pytestmark = [
 PROGRAM = """
 import re, sys, torch
 from transformers import CLIPVisionModel  # imported with the first model, and not to be counted
-from pbe_model import PaintByExample, checkpoint, saving
+from pbe_model import PaintByExample
+from pbe_model.checkpoints import load, save
 
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) * 1024
@@ -67,7 +68,7 @@ def test_loading_maps_the_file(large):
 def test_converting_streams(large, tmp_path, layout, dtype):
     out = tmp_path / {"safetensors": "out.safetensors"}.get(layout, "out")
     kind = f"torch.{dtype}" if dtype else None
-    action = f"saving.convert({str(large)!r}, {str(out)!r}, layout={layout!r}, dtype={kind})"
+    action = f"save.convert({str(large)!r}, {str(out)!r}, layout={layout!r}, dtype={kind})"
     peak = taken(action)
     files = out.rglob("*") if out.is_dir() else [out]
     assert peak < 1.3 * sum(file.stat().st_size for file in files if file.is_file())
