@@ -253,4 +253,22 @@ TINY = PBEConfig(
     ),
     resolution=64,
 )
-CONFIGS: dict[str, PBEConfig] = {"v1": V1, "tiny": TINY}
+DEMO = PBEConfig(
+    unet=UNetConfig(
+        in_channels=33,
+        out_channels=16,
+        model_channels=128,
+        num_res_blocks=1,
+        channel_mult=(1, 1, 1),
+        attention_resolutions=(1, 2, 4),
+        num_heads=4,
+        context_dim=384,
+        norm_groups=16,
+    ),
+    vae=VAEConfig(ch=64, ch_mult=(1, 1, 1, 2), num_res_blocks=1, z_channels=16),
+    exemplar=ExemplarConfig(
+        image_size=64, patch_size=8, hidden_size=192, num_layers=4, num_heads=3, mapper_layers=1
+    ),
+    resolution=128,
+)
+CONFIGS: dict[str, PBEConfig] = {"v1": V1, "demo": DEMO, "tiny": TINY}

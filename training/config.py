@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pbe_model.checkpoints.load import BUNDLED
 from pbe_model.untrusted import first_line, read_bytes, shown
 from training.data.augment import ExemplarAugment, PhotoRecolour, SampleGeometry
+from training.demo.recipes import RecipeConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +43,9 @@ class DataConfig(_Strict):
     """Photos with boxes: `root` holds the indexes that `pbe-train prepare` makes."""
 
     root: Path = Path("data/demo")
+    source: Literal["index", "composites"] = "index"
+    """The photos of `index`, or endless ones of the demo set's cut-outs and backgrounds, composed
+    on the training's device."""
     index: str = "train/boxes.jsonl"
     val_index: str = "val/boxes.jsonl"
     sample: Literal["box", "photo"] = "box"
@@ -55,6 +59,8 @@ class DataConfig(_Strict):
     """Hole and crop."""
     recolour: PhotoRecolour = PhotoRecolour()
     """Changes of the photos' colours, for collections of a few dozen; off by default."""
+    composites: RecipeConfig = RecipeConfig()
+    """How those are made; `exemplar`, `recolour` and `geometry_variants` do not count for them."""
     geometry_variants: int | None = Field(default=None, ge=1, le=2**16)
     """Different crops and masks of an object. A number makes a latent bank possible, computed
     once; none draws fresh ones for every sample, as the paper does."""
@@ -94,9 +100,14 @@ class LossConfig(_Strict):
     the pure noise of zero_terminal_snr."""
     v_weight: bool = False
     """Weigh timesteps as a loss on v would, so that the noisiest count too (arXiv 2202.00512)."""
+    keep_weight: float = Field(default=1.0, ge=0)
+    """Weight of the error where the photo is kept; 1 inside the hole. The network copies what is
+    kept, so a short training spends most of a plain mean on what is no news."""
     thumbnail_weight: float = Field(default=0.0, ge=0)
-    """Weight of a second loss for a tower that starts from nothing: draw an 8 x 8 thumbnail of the
+    """Weight of a second loss for a tower that starts from nothing: draw a thumbnail of the
     exemplar from its condition."""
+    thumbnail_side: int = Field(default=8, ge=1, le=64)
+    """In pixels."""
     offset_noise: float = Field(default=0.0, ge=0)
     """Deviation of an offset added to the noise of each sample and channel; 0 turns it off. The
     schedule never destroys a picture's mean colours, so a model learns to read them from the noisy
@@ -161,7 +172,7 @@ class RunConfig(_Strict):
 
     stage: Literal["first_stage", "diffusion"] = "diffusion"
     out: Path = Path("runs/run")
-    model: Literal["tiny", "v1"] = "v1"
+    model: Literal["demo", "tiny", "v1"] = "v1"
     tokens: Literal["class", "all"] = "class"
     """Tokens of the exemplar: one is the paper's bottleneck, all its ablation."""
     init: Annotated[Path | None, BeforeValidator(_bundled)] = None
@@ -181,6 +192,8 @@ class RunConfig(_Strict):
     precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     """Compute the denoiser's activations again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Compile the network for the device at the first update: takes a minute, for long runs."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads; 0 leaves torch's choice."""
     data: DataConfig = DataConfig()
@@ -306,7 +319,7 @@ def changed_settings(
 
 _HARMLESS = (
     "out", "init", "steps", "accumulate", "threads", "data.root", "data.index", "data.workers",
-    "gradient_checkpointing", "checkpoint.", "log.", "ema.snapshot_every",
+    "gradient_checkpointing", "compile", "checkpoint.", "log.", "ema.snapshot_every",
 )  # fmt: skip
 
 

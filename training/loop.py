@@ -14,13 +14,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, distributed, nn
 from torch.utils.data import Dataset
 
@@ -104,9 +104,11 @@ class _Run:
         self.window = Window()
         self.figures: dict[str, float] = {}
         self.notice = self._resume(optimizer)
+        # torchrun's wrapper, there even for one process, fills in gradients that are taken away.
+        alone = accelerator.distributed_type == DistributedType.NO
         self.halved = (
             SixteenBitGradients(stage.module, optimizer)
-            if have_sixteen_bits(config, accelerator.num_processes)
+            if alone and have_sixteen_bits(config, accelerator.num_processes)
             else None
         )
         # Never the loader or the schedule: accelerate would advance them once per process.
@@ -289,9 +291,10 @@ class _Run:
         module.eval()
         if ema:
             ema.swap(module)
-        self.figures = self.stage.validate()
-        log.figures(self.step, self.figures)
-        log.grid(self.step, *self.stage.pictures())
+        with _as_written() if self.config.compile else nullcontext():
+            self.figures = self.stage.validate()
+            log.figures(self.step, self.figures)
+            log.grid(self.step, *self.stage.pictures())
         if ema:
             ema.swap(module)
         module.train()
@@ -404,6 +407,13 @@ class _Run:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
+
+
+def _as_written() -> AbstractContextManager[None]:
+    """Without what `compile` made for the training's batch size: another size takes a minute."""
+    if hasattr(torch.compiler, "set_stance"):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()  # before torch 2.6
 
 
 @contextmanager

@@ -297,11 +297,11 @@ def training_geometry(
     x0, y0, x1, y1 = crop
     return (
         resize_square(photo[y0:y1, x0:x1], resolution, config.antialias),
-        resize_square(_hole_mask(crop, hole, box, extended), resolution, config.antialias),
+        resize_square(hole_window(crop, hole, box, extended), resolution, config.antialias),
     )
 
 
-def _hole_mask(crop: Box, outline: list[float] | None, box: Box, extended: Box) -> np.ndarray:
+def hole_window(crop: Box, outline: list[float] | None, box: Box, extended: Box) -> np.ndarray:
     """The part of the hole mask inside the crop, 0 or 255: drawing the whole photo's takes longer.
 
     If jitter tears the outline of a box of a few pixels out of sight, the box itself is the hole.

@@ -355,7 +355,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     Returns:
         Those there are of `image` (B, 3, R, R) in [-1, 1], `hole_mask` (B, 1, R, R) in [0, 1] with
         1 = repaint, `exemplar` (B, 3, S, S) in [0, 1], all float32; `index`, `skipped` (unreadable
-        photos passed over) and `cache_key` (B,) int64.
+        photos passed over) and `cache_key` (B,) int64; others as they are.
     """
     batch = {
         name: torch.from_numpy(np.stack([sample[name] for sample in samples]))
@@ -364,7 +364,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     if "image" in batch:
         batch["image"] = _channels_first(batch["image"]).div_(127.5).sub_(1)
         batch["hole_mask"] = batch["hole_mask"][:, None].float().div_(255)
-    batch["exemplar"] = _channels_first(batch["exemplar"]).div_(255)
+    if "exemplar" in batch:
+        batch["exemplar"] = _channels_first(batch["exemplar"]).div_(255)
     return batch
 
 

@@ -7,10 +7,12 @@ tower along.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from pbe_model.checkpoints import load as checkpoint
 from pbe_model.checkpoints.clip_tower import PUBLISHED, load_tower
@@ -24,7 +26,9 @@ from pbe_model.networks.unet import UNet
 from pbe_model.sampling.samplers import sample
 from training.config import RunConfig
 from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
-from training.stages.latents import LatentBank, LatentEncoder
+from training.demo.recipes import endless
+from training.demo.textures import Textures
+from training.stages.latents import LatentBank, LatentEncoder, LatentPool
 from training.stages.lora import add_lora
 from training.stages.loss import DiffusionLoss
 
@@ -54,21 +58,39 @@ class Diffusion:
             "geometry": data.geometry,
             "report": config.out / "unreadable.txt",
         }
-        self.dataset = BoxDataset(
-            data.root,
-            data.index,
-            sample=data.sample,
-            recolour=data.recolour,
-            geometry_variants=variants,
-            with_image=variants is None,
-            **shared,
-        )
         self._held_out = BoxDataset(data.root, data.val_index, shuffle=False, **shared)
         self._encoder = LatentEncoder(self.model.vae, device)
-        self._bank = (
-            None
-            if variants is None
-            else LatentBank(config.out / "latents", self.dataset, self._encoder)
+        self._bank: LatentBank | LatentPool | None = None
+        self._textures: Textures | None = None
+        if data.source == "composites":
+            recipes, self._textures = endless(
+                data.root,
+                data.composites,
+                data.geometry,
+                size=sizes.resolution,
+                seed=config.seed,
+                device=device,
+            )
+            encoder = LatentEncoder(self.model.vae, device, at_once=2 * LatentPool.GROUP)
+            self._bank = LatentPool(recipes, self._textures, encoder, config.batch_size)
+            samples: Dataset[dict[str, Any]] = recipes
+        else:
+            photos = BoxDataset(
+                data.root,
+                data.index,
+                sample=data.sample,
+                recolour=data.recolour,
+                geometry_variants=variants,
+                with_image=variants is None,
+                **shared,
+            )
+            if variants is not None:
+                self._bank = LatentBank(config.out / "latents", photos, self._encoder)
+            samples = photos
+        side = sizes.resolution // sizes.vae.downscale
+        shape = (sizes.vae.z_channels, side, side)
+        self.dataset = Noised(
+            samples, shape, self.num_timesteps, config, posterior=self._bank is None
         )
         self.module = DiffusionLoss(
             self.model.unet,
@@ -77,38 +99,35 @@ class Diffusion:
             config.loss.min_snr,
             config.loss.v_weight,
             config.loss.thumbnail_weight,
+            config.loss.thumbnail_side,
+            config.loss.keep_weight,
+            config.compile,
         )
+        if config.compile:
+            self.model.unet.compile()
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the loss takes, from what the loader yields.
-
-        Timestep, dropped condition and noise are drawn for each sample from its number.
-        """
-        sizes = self.model.config
-        side = sizes.resolution // sizes.vae.downscale
-        shape = (sizes.vae.z_channels, side, side)
-        steps, drops, noises, posterior = [], [], [], []
-        for index in loaded["index"].tolist():
-            rng = keyed_rng(self.run.seed, index, Stream.NOISE)
-            steps.append(int(rng.integers(sizes.schedule.num_timesteps)))
-            drops.append(bool(rng.random() < self.run.loss.drop_condition))
-            noise = rng.standard_normal(shape, np.float32)
-            offset = rng.standard_normal((shape[0], 1, 1), np.float32)
-            noises.append(noise + self.run.loss.offset_noise * offset)
-            if self._bank is None:
-                posterior.append(rng.standard_normal((2, *shape), np.float32))
+        """What the loss takes, from what the loader yields."""
         if self._bank is not None:
             encoded = self._bank(loaded["cache_key"])
         else:
-            noise = torch.from_numpy(np.stack(posterior, axis=1))  # (2, B, z, r, r)
-            encoded = self._encoder.encode(loaded["image"], loaded["hole_mask"], noise)
-        return {
-            **encoded,
-            "exemplar": loaded["exemplar"].to(self.device),
-            "noise": torch.from_numpy(np.stack(noises)).to(self.device),
-            "timestep": torch.tensor(steps, device=self.device),
-            "drop": torch.tensor(drops, device=self.device),
+            posterior = loaded["posterior"].transpose(0, 1)  # (2, B, z, r, r)
+            encoded = self._encoder.encode(loaded["image"], loaded["hole_mask"], posterior)
+        drawn = {
+            name: loaded[name].to(self.device, non_blocking=True)
+            for name in ("noise", "timestep", "drop")
         }
+        return {**encoded, **self._exemplars(loaded), **drawn}
+
+    def _exemplars(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self._textures is None:
+            return {"exemplar": loaded["exemplar"].to(self.device)}
+        layers = loaded["exemplar_layers"].to(self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            exemplar, silhouette = self._textures.draw(
+                layers, self.model.config.exemplar.image_size
+            )
+        return {"exemplar": exemplar, "silhouette": silhouette}
 
     def _validation(self, first: int, count: int) -> dict[str, Tensor]:
         return collate([self._held_out[i] for i in range(first, first + count)])
@@ -164,6 +183,53 @@ class Diffusion:
         hole = image * (loaded["hole_mask"] <= 0.5).to(image)
         rows = torch.stack([image, hole, exemplar, *edits], dim=1)  # (B, 5, 3, R, R)
         return rows.flatten(0, 1), 10
+
+
+class Noised(Dataset[dict[str, Any]]):
+    """Samples with what the loss draws for each from its number.
+
+    It is drawn where samples are made, by the loader's processes: a graphics card would wait for
+    it.
+
+    Args:
+        samples: With their `index`.
+        shape: Of a latent, `(z, h, w)`.
+        num_timesteps: Of the schedule.
+        config: The run's.
+        posterior: Whether pictures will be encoded with noise of their own.
+    """
+
+    def __init__(
+        self,
+        samples: Dataset[dict[str, Any]],
+        shape: tuple[int, int, int],
+        num_timesteps: int,
+        config: RunConfig,
+        *,
+        posterior: bool,
+    ) -> None:
+        self.samples = samples
+        self.shape = shape
+        self.num_timesteps = num_timesteps
+        self.seed = config.seed
+        self.loss = config.loss
+        self.posterior = posterior
+
+    def __getitem__(self, sample_index: int) -> dict[str, Any]:
+        """A sample, its `timestep`, whether its condition is dropped (`drop`), and `noise`."""
+        rng = keyed_rng(self.seed, sample_index, Stream.NOISE)
+        timestep = rng.integers(self.num_timesteps)
+        drop = rng.random() < self.loss.drop_condition
+        noise = rng.standard_normal(self.shape, np.float32)
+        offset = rng.standard_normal((self.shape[0], 1, 1), np.float32)
+        drawn: dict[str, Any] = {
+            "timestep": timestep,
+            "drop": drop,
+            "noise": noise + self.loss.offset_noise * offset,
+        }
+        if self.posterior:
+            drawn["posterior"] = rng.standard_normal((2, *self.shape), np.float32)
+        return {**self.samples[sample_index], **drawn}
 
 
 def freeze(model: PaintByExample, config: RunConfig) -> None:

@@ -12,6 +12,8 @@ from pbe_model.config import CONFIGS, PBEConfig
 from pbe_model.networks.vae import AutoencoderKL
 from training.config import RunConfig
 from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
+from training.demo.recipes import endless
+from training.demo.textures import Textures
 from training.stages.loss import FirstStageLoss
 
 
@@ -32,12 +34,27 @@ class FirstStage:
             "geometry": data.geometry,
             "report": config.out / "unreadable.txt",
         }
-        self.dataset = BoxDataset(data.root, data.index, sample=data.sample, **shared)
+        self._textures: Textures | None = None
+        if data.source == "composites":
+            self.dataset, self._textures = endless(
+                data.root,
+                data.composites,
+                data.geometry,
+                size=size,
+                seed=config.seed,
+                device=device,
+                with_photo=True,
+            )
+        else:
+            self.dataset = BoxDataset(data.root, data.index, sample=data.sample, **shared)
         self._held_out = BoxDataset(data.root, data.val_index, shuffle=False, **shared)
         torch.manual_seed(config.seed)
         vae = AutoencoderKL(self.model_config.vae)
         initialise(vae)
         self.module = FirstStageLoss(vae, config.loss.kl_weight).to(device)
+        if config.compile:
+            vae.encoder.compile()
+            vae.decoder.compile()
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields; noise is keyed by sample."""
@@ -50,10 +67,14 @@ class FirstStage:
                 for i in loaded["index"]
             ]
         )
-        return {
-            "image": loaded["image"].to(self.device),
-            "noise": torch.from_numpy(noise).to(self.device),
-        }
+        return {"image": self._images(loaded), "noise": torch.from_numpy(noise).to(self.device)}
+
+    def _images(self, loaded: dict[str, Tensor]) -> Tensor:
+        if self._textures is None:
+            return loaded["image"].to(self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            layers = loaded["photo_layers"].to(self.device)
+            return self._textures.draw(layers, self.model_config.resolution)[0] * 2 - 1
 
     def _validation(self, count: int, size: int = 32) -> Iterator[Tensor]:
         for first in range(0, count, size):

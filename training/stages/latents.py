@@ -1,12 +1,14 @@
-"""Latents of training samples: encoded as they come, or kept in a bank on disk.
+"""Latents of training samples: encoded as they come, kept in a bank on disk, or in a pool.
 
 Encoding two pictures a sample costs as much as training a small denoiser on them. With a fixed
-number of crops and masks an object (`DataConfig.geometry_variants`) each is encoded once.
+number of crops and masks an object (`DataConfig.geometry_variants`) each is encoded once. Endless
+composites (`training.demo.recipes`) go through a pool of the newest, each seen several times.
 """
 
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from torch import Tensor
 from pbe_model.networks.inputs import latent_keep_mask, masked_image
 from pbe_model.networks.vae import AutoencoderKL
 from training.data.dataset import BoxDataset
+from training.demo.recipes import Recipes
+from training.demo.textures import Textures
 
 AT_ONCE = 4
 """Pictures that the first stage encodes at once. At 512 pixels one takes as much memory as a sample
@@ -23,11 +27,18 @@ of the training step, and more at once take hardly less time each."""
 
 
 class LatentEncoder:
-    """Scaled latents of pictures, and of the same pictures with their holes greyed."""
+    """Scaled latents of pictures, and of the same pictures with their holes greyed.
 
-    def __init__(self, vae: AutoencoderKL, device: torch.device) -> None:
+    Args:
+        vae: The frozen first stage.
+        device: Where it is.
+        at_once: Pictures that it encodes at once.
+    """
+
+    def __init__(self, vae: AutoencoderKL, device: torch.device, at_once: int = AT_ONCE) -> None:
         self.vae = vae
         self.device = device
+        self.at_once = at_once
 
     @torch.no_grad()
     def encode(
@@ -45,11 +56,11 @@ class LatentEncoder:
         """
         image, hole_mask = image.to(self.device), hole_mask.to(self.device)
         pictures = torch.cat([image, masked_image(image, 1 - hole_mask)])
-        posteriors = [self.vae.encode(part) for part in pictures.split(AT_ONCE)]
+        posteriors = [self.vae.encode(part) for part in pictures.split(self.at_once)]
         if noise is None:
             latents = [posterior.mean for posterior in posteriors]
         else:
-            noises = noise.to(self.device).flatten(0, 1).split(AT_ONCE)
+            noises = noise.to(self.device).flatten(0, 1).split(self.at_once)
             latents = [p.sample(n) for p, n in zip(posteriors, noises, strict=True)]
         scaled = torch.cat(latents).float() * self.vae.config.scale_factor
         latent, masked_latent = scaled.chunk(2)
@@ -111,6 +122,80 @@ class LatentBank:
             encoded = self.encoder.encode(pixels, hole)
         self._rows[row] = torch.cat(list(encoded.values()), dim=1)[0].cpu()
         self._filled[row] = 1  # after the data: a killed run never leaves half a row marked
+
+
+class LatentPool:
+    """Latents of the newest composites, in memory on the device, each encoded when first asked for.
+
+    Composites are drawn and encoded in groups of consecutive numbers, so that a pool filled anew
+    after a restart holds the same numbers as one that went on.
+
+    Args:
+        recipes: What to draw.
+        textures: To draw it from.
+        encoder: Of the frozen first stage.
+        batch_size: Samples an update: so many of them may lie between the first and the last use of
+            a composite beyond the pool's size.
+    """
+
+    GROUP = 32
+
+    def __init__(
+        self, recipes: Recipes, textures: Textures, encoder: LatentEncoder, batch_size: int
+    ) -> None:
+        self.recipes = recipes
+        self.textures = textures
+        self.encoder = encoder
+        newest = recipes.config.pool + -(-batch_size // recipes.config.reuse)
+        self._groups = -(-newest // self.GROUP) + 1
+        z, side = encoder.vae.config.z_channels, recipes.size // encoder.vae.config.downscale
+        self._rows = torch.empty(
+            (self._groups * self.GROUP, 2 * z + 1, side, side),
+            dtype=torch.bfloat16,
+            device=encoder.device,
+        )
+        self._held = [-1] * self._groups  # the number of the group in each place
+        self._each = -(-batch_size // (recipes.config.reuse * self.GROUP))  # new ones an update
+        # Drawing lots takes the processor a while in which the device can train.
+        self._ahead: dict[int, Future[tuple[Tensor, Tensor]]] = {}
+        self._worker = ThreadPoolExecutor(max_workers=1)
+
+    def __call__(self, numbers: Tensor) -> dict[str, Tensor]:
+        """Latents of these composites, `(B,)`, as `LatentEncoder.encode` gives them."""
+        groups = sorted(set((numbers // self.GROUP).tolist()))
+        for group in groups:
+            if self._held[group % self._groups] != group:
+                self._fill(group)
+        for group in range(self._each):
+            self._prepare(groups[-1] + 1 + group)
+        rows = numbers % (self._groups * self.GROUP)
+        found = self._rows[rows.to(self._rows.device)].float()
+        z = (found.shape[1] - 1) // 2
+        latent, masked_latent, keep_mask = found.split([z, z, 1], dim=1)
+        return {"latent": latent, "masked_latent": masked_latent, "keep_mask": keep_mask}
+
+    def _fill(self, group: int) -> None:
+        layers, holes = self._ahead.pop(group, self._prepare(group)).result()
+        device = self.encoder.device
+        with torch.autocast(device.type, enabled=False):  # the same in any precision
+            photo, _ = self.textures.draw(layers.to(device), self.recipes.size)
+            encoded = self.encoder.encode(photo * 2 - 1, holes.to(device).float() / 255)
+        place = group % self._groups
+        rows = slice(place * self.GROUP, (place + 1) * self.GROUP)
+        self._rows[rows] = torch.cat(list(encoded.values()), dim=1).bfloat16()
+        self._held[place] = group
+
+    def _prepare(self, group: int) -> Future[tuple[Tensor, Tensor]]:
+        """Layers and holes of a group, to come."""
+        if group not in self._ahead:
+            self._ahead[group] = self._worker.submit(self._recipes, group)
+        return self._ahead[group]
+
+    def _recipes(self, group: int) -> tuple[Tensor, Tensor]:
+        first = group * self.GROUP
+        photos = [self.recipes.photo(number) for number in range(first, first + self.GROUP)]
+        layers, holes = (np.stack(parts) for parts in zip(*photos, strict=True))
+        return torch.from_numpy(layers), torch.from_numpy(holes)[:, None]
 
 
 def _memmap(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:

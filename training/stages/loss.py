@@ -6,6 +6,8 @@ batch (`training.data.keyed_rng`), so a loss is a function of its arguments.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,12 +60,13 @@ class DiffusionLoss(nn.Module):
             linear layer that lives for the training alone. A tower that starts from nothing says
             nothing of its picture, so the denoiser learns to overlook it before it can speak;
             CLIP's needs no such help. 0 for none.
+        thumbnail_side: In pixels.
+        keep_weight: Weight of the error where the photo is kept, over that in the hole.
+        compiled: Whether the denoiser is compiled.
 
     Raises:
         ValueError: `v_weight` of a model that predicts v.
     """
-
-    THUMBNAIL = 8  # side in pixels
 
     def __init__(
         self,
@@ -73,6 +76,9 @@ class DiffusionLoss(nn.Module):
         min_snr: float = 0.0,
         v_weight: bool = False,
         thumbnail_weight: float = 0.0,
+        thumbnail_side: int = 8,
+        keep_weight: float = 1.0,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if v_weight and schedule.prediction == "v":
@@ -86,9 +92,12 @@ class DiffusionLoss(nn.Module):
         self.min_snr = min_snr
         self.v_weight = v_weight
         self.thumbnail_weight = thumbnail_weight
+        self.thumbnail_side = thumbnail_side
+        self.keep_weight = keep_weight
+        self.compiled = compiled
         if thumbnail_weight:
             width = encoder.proj_out.out_features
-            self.thumbnail = nn.Linear(width, 3 * self.THUMBNAIL**2)
+            self.thumbnail = nn.Linear(width, 3 * thumbnail_side**2)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss of one batch.
@@ -96,7 +105,9 @@ class DiffusionLoss(nn.Module):
         Args:
             batch: `latent`, `masked_latent` `(B, 4, h, w)` scaled; `keep_mask` `(B, 1, h, w)` in
                 [0, 1]; `exemplar` `(B, 3, S, S)` in [0, 1]; `noise` like `latent`; `timestep`
-                `(B,)`; `drop` `(B,)` bool, where the learnable vector takes the exemplar's place.
+                `(B,)`; `drop` `(B,)` bool, where the learnable vector takes the exemplar's place;
+                `silhouette` `(B, 1, S, S)` in [0, 1], where the exemplar's object is, if that is
+                known: the thumbnail then shows it before grey.
 
         Returns:
             `loss`, a scalar with a gradient. Without: `eps_mse`, a scalar, the plain error of the
@@ -110,10 +121,11 @@ class DiffusionLoss(nn.Module):
         )
         noisy = self.schedule.add_noise(latent, noise, timestep)
         x = unet_input(noisy, batch["masked_latent"], batch["keep_mask"])
-        with lean_autocast(x.device.type):
+        # What is compiled decides itself what to keep, and takes no hooks.
+        with nullcontext() if self.compiled else lean_autocast(x.device.type):
             predicted = self.unet(x, timestep, context)
         target = self.schedule.target(latent, noise, timestep)
-        error = (predicted.float() - target).square().flatten(1).mean(dim=1)  # (B,)
+        error = self._mean((predicted.float() - target).square(), batch["keep_mask"])  # (B,)
         alpha = self.schedule.alphas_cumprod.float().to(timestep.device)[timestep]
         predicts_v = self.schedule.prediction == "v"
         weight = torch.ones_like(error)
@@ -131,8 +143,19 @@ class DiffusionLoss(nn.Module):
             "per_sample": per_sample.detach(),
         }
         if self.thumbnail_weight:
-            small = F.adaptive_avg_pool2d(batch["exemplar"] * 2 - 1, self.THUMBNAIL)
+            seen = batch["exemplar"] * 2 - 1
+            if "silhouette" in batch:
+                seen = seen * batch["silhouette"]
+            small = F.adaptive_avg_pool2d(seen, self.thumbnail_side)
             drawn = F.mse_loss(self.thumbnail(encoded.mean(dim=1)).float(), small.flatten(1))
             values["loss"] = values["loss"] + self.thumbnail_weight * drawn
             values["thumbnail_mse"] = drawn.detach()
         return values
+
+    def _mean(self, error: Tensor, keep_mask: Tensor) -> Tensor:
+        """Mean `(B,)` over channels and places, weighted by what is kept, of `(B, z, h, w)`."""
+        if self.keep_weight == 1:
+            return error.flatten(1).mean(dim=1)
+        weight = 1 - keep_mask * (1 - self.keep_weight)  # (B, 1, h, w)
+        error = (weight * error.mean(dim=1, keepdim=True)).flatten(1).sum(dim=1)
+        return error / weight.flatten(1).sum(dim=1)
