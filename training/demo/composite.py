@@ -25,7 +25,8 @@ OPAQUE = 0.25  # a pixel belongs to the object from this alpha on
 BOX_AREA = (0.045, 0.58)  # share of the picture, before rounding; slivers may fall below
 PAIR_SHARE = 0.1  # of the training composites hold two objects
 RECOLOUR_SHARE = 0.5  # of the objects in them: a few hundred shall not mean as few colours
-TRAIN, VAL = 0, 1  # streams of the generator
+TRAIN, VAL, SEEN = 0, 1, 2  # streams of the generator
+_ORDER = 2**32 - 1  # an index that no composite has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class Composer:
 
     Attributes:
         cutouts: of one split.
-        backgrounds: of the same split; pairs need two.
+        backgrounds: pairs need two.
         size: side of a composite in pixels.
         seed: first half of the generator's key.
     """
@@ -144,10 +145,14 @@ class Composer:
             objects.append((cutout, self._place(rng, photo, cutout, slot, flip=flip)))
         return Composite(photo=photo, objects=objects)
 
-    def pair(self, index: int) -> Pair:
-        """Validation pair `index`; cut-outs take turns, so each appears equally often."""
-        rng = self._generator(VAL, index)
-        cutout = self.cutouts[index % len(self.cutouts)]
+    def pair(self, index: int, *, stream: int = VAL) -> Pair:
+        """Pair `index` of a stream; cut-outs take turns, so each appears equally often.
+
+        The turns are shuffled: fewer pairs than cut-outs still show every kind of object.
+        """
+        turns = self._generator(stream, _ORDER).permutation(len(self.cutouts))
+        cutout = self.cutouts[turns[index % len(turns)]]
+        rng = self._generator(stream, index)
         flip = bool(rng.random() < 0.5)
         first, second = rng.choice(len(self.backgrounds), size=2, replace=False)
         photo = self._background(rng, self.backgrounds[first], self.size)

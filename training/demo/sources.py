@@ -1,8 +1,8 @@
-"""The pictures behind the demo set: a catalogue of files inside Debian packages.
+"""The pictures behind the demo set: a catalogue of files inside Debian and npm packages.
 
-`demo/cutouts.tsv` and `demo/backgrounds.tsv` list the pictures, chosen by eye (photographs only),
-with split, author, licence and the group of near-duplicates they belong to. No group is in both
-splits. The packages are downloaded with `apt-get`, unpacked, and their pictures scaled once.
+`demo/cutouts.tsv` and `demo/backgrounds.tsv` list the pictures, chosen by eye (photographs and, of
+objects, rendered pictures), with split, author, licence and the group of near-duplicates they
+belong to. No group is in both splits. The packages' pictures are scaled once.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from pbe_model.untrusted import first_line, open_regular
 from training.data.decode import photo_header
 
 from .composite import Picture, alpha_box
+from .packages import folder_name
 
 CUTOUT_SIDE = 192  # long side of a prepared cut-out
 BACKGROUND_SIDE = 640  # short side of a prepared background
@@ -30,12 +29,12 @@ BACKGROUND_SIDE = 640  # short side of a prepared background
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One line of a catalogue: a picture inside a Debian package.
+    """One line of a catalogue: a picture inside a package.
 
     Attributes:
         id: unique name, also the stem of the prepared file.
         split: "train" or "val".
-        package: the Debian package.
+        package: the Debian package, or `npm:name@version`.
         path: the file inside the package.
         licence: SPDX identifier.
         author: whom to credit.
@@ -49,6 +48,11 @@ class Source:
     licence: str
     author: str
     group: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Only cut-outs have groups."""
+        return "cutout" if self.group else "background"
 
     @property
     def prepared(self) -> str:
@@ -84,41 +88,6 @@ def read_catalogue(folder: Path) -> tuple[list[Source], list[Source]]:
     return cutouts, backgrounds
 
 
-def unpack_packages(names: list[str], *, cache: Path, debs: Path | None = None) -> Path:
-    """Unpack Debian packages, downloading them first unless `debs` holds them.
-
-    Returns:
-        The folder that holds one unpacked tree a package: `<folder>/<package>/usr/share/...`.
-
-    Raises:
-        ValueError: a tool or a package is missing; the message says what to do.
-    """
-    root = cache / "unpacked"
-    missing = [name for name in names if not (root / name).is_dir()]
-    if missing and debs is None:
-        debs = cache / "debs"
-        debs.mkdir(parents=True, exist_ok=True)
-        absent = [name for name in missing if not list(debs.glob(f"{name}_*.deb"))]
-        if absent:
-            remedy = "download the .deb files elsewhere and give their folder with --debs"
-            _run(["apt-get", "download", *absent], cwd=debs, remedy=remedy)
-    for name in tqdm(missing, desc="unpack", disable=not missing):
-        assert debs is not None
-        found = sorted(debs.glob(f"{name}_*.deb"))
-        if not found:
-            raise ValueError(
-                f"There is no {name}_*.deb in {debs}; put it there, for example with "
-                f"`apt-get download {name}` on a Debian machine."
-            )
-        temporary = root / f"{name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        remedy = f"install dpkg, or unpack the package by hand into {root / name}"
-        _run(["dpkg-deb", "-x", str(found[-1].resolve()), str(temporary)], remedy=remedy)
-        temporary.rename(root / name)
-    return root
-
-
 def prepare_sources(root: Path, out: Path, sources: list[Source]) -> None:
     """Scale the chosen pictures once, into `out/cutouts` and `out/backgrounds`.
 
@@ -135,11 +104,11 @@ def prepare_sources(root: Path, out: Path, sources: list[Source]) -> None:
         target = out / source.prepared
         if target.exists():
             continue
-        path = root / source.package / source.path
+        path = root / folder_name(source.package) / source.path
         if not path.is_file():
             raise ValueError(
-                f"{source.package} holds no {source.path}; use the package of Debian 12 "
-                f"(bookworm), or take {source.id!r} out of the catalogue."
+                f"{source.package} holds no {source.path}; use the package of Debian 12 (bookworm) "
+                f"or the npm package as listed, or take {source.id!r} out of the catalogue."
             )
         image = _read_picture(path, "unpack the package again")
         save_once(target, (shrink_cutout if source.group else shrink_background)(image))
@@ -196,7 +165,7 @@ def fingerprint(sources: list[Source]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-def save_once(path: Path, image: Image.Image) -> None:
+def save_once(path: Path, image: Image.Image, *, quality: int = 95) -> None:
     """Write a PNG, or a JPEG without chroma subsampling, whole or not at all; keep what exists."""
     if path.exists():
         return
@@ -205,14 +174,5 @@ def save_once(path: Path, image: Image.Image) -> None:
     if path.suffix == ".png":
         image.save(temporary, format="PNG")
     else:
-        image.save(temporary, format="JPEG", quality=95, subsampling=0)
+        image.save(temporary, format="JPEG", quality=quality, subsampling=0)
     temporary.rename(path)
-
-
-def _run(command: list[str], *, remedy: str, cwd: Path | None = None) -> None:
-    if shutil.which(command[0]) is None:
-        raise ValueError(f"{command[0]} is not installed; {remedy}.")
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ValueError(f"`{' '.join(command)}` failed ({reason}); {remedy}.")

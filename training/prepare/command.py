@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pbe_model.cli.common import add_command, positive
+from pbe_model.cli.common import add_command, check_parent, positive
 
 _FORMATS = {
     "openimages": "OpenImages: table of boxes (.csv), or the text files of the official script",
@@ -25,19 +25,24 @@ def add_prepare(commands: Any) -> None:
     command = add_command(commands, "prepare", _prepare, "make a picture set to train on")
     kinds = command.add_subparsers(metavar="FORMAT", required=True, dest="format")
 
-    demo = add_command(kinds, "demo", _prepare_demo, "the bundled model's set, of Debian packages")
+    demo = add_command(kinds, "demo", _prepare_demo, "the bundled model's set, of packages")
     add = demo.add_argument
     add("--out", required=True, type=Path, metavar="DIR", help="folder; a second call resumes")
     add(
         "--debs", type=Path, metavar="DIR",
-        help="folder with the packages, where apt-get cannot download them",
+        help="folder with the packages, where apt-get and npm cannot download them",
     )  # fmt: skip
     add("--cache", type=Path, metavar="DIR", help="for the packages, unpacked [OUT/cache]")
-    add("--count", type=positive, default=24_000, metavar="N", help="photos [%(default)s]")
-    add("--pairs", type=positive, default=512, metavar="N", help="held-out pairs [%(default)s]")
+    add("--count", type=counting, default=24_000, metavar="N", help="photos [%(default)s]")
+    add(
+        "--pairs", type=counting, default=512, metavar="N",
+        help="pairs of held-out objects, and as many of others [%(default)s]",
+    )  # fmt: skip
     add("--size", type=positive, default=128, metavar="PIXELS", help="of a side [%(default)s]")
     add("--seed", type=int, default=0, metavar="K", help="[%(default)s]")
     add("--processes", type=positive, default=2, metavar="N", help="[%(default)s]")
+
+    add("--pack", type=Path, metavar="FILE", help="also one .tar of all but the photos")
 
     for name, summary in _FORMATS.items():
         _add_format(add_command(kinds, name, _prepare, summary), name)
@@ -84,6 +89,11 @@ def _add_format(command: argparse.ArgumentParser, name: str) -> None:
     add("--processes", type=positive, default=2, metavar="N", help="[%(default)s]")
 
 
+def counting(text: str) -> int:
+    """Type of an argument that counts something, or nothing."""
+    return 0 if text == "0" else positive(text)
+
+
 def byte_size(text: str) -> int:
     """Type of an argument such as 256MB, 1GiB or 1000000."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?)B?", text.strip().upper())
@@ -98,6 +108,8 @@ def byte_size(text: str) -> int:
 def _prepare_demo(args: argparse.Namespace) -> int:
     from training.demo.make import prepare_demo
 
+    if args.pack:
+        check_parent(args.pack)
     prepare_demo(
         args.out,
         debs=args.debs,
@@ -107,6 +119,7 @@ def _prepare_demo(args: argparse.Namespace) -> int:
         size=args.size,
         seed=args.seed,
         processes=args.processes,
+        archive=args.pack,
     )
     return 0
 

@@ -1,23 +1,32 @@
 """The demo picture set: reproducible, resumable, boxes that are true, splits that do not leak."""
 
 import json
-import shutil
-import subprocess
+import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from training.cli import main
 from training.demo import sources
-from training.demo.composite import Composer, Picture, alpha_box, paste, scale_to_area, turn
+from training.demo.composite import (
+    SEEN,
+    Composer,
+    Picture,
+    alpha_box,
+    paste,
+    scale_to_area,
+    turn,
+)
 from training.demo.make import CATALOGUE, prepare_demo
+from training.demo.packages import folder_name
 from training.demo.sources import (
     Source,
     prepare_sources,
     read_catalogue,
     shrink_cutout,
-    unpack_packages,
 )
 
 COLOURS = [(220, 30, 30), (30, 200, 40), (40, 60, 220), (220, 210, 30)]
@@ -118,6 +127,80 @@ def test_written_records_point_at_the_right_pictures(toys: dict, tmp_path: Path)
         assert np.dot(centre, same) > 0.99 * np.linalg.norm(centre) * np.linalg.norm(same)
 
 
+def test_seen_pairs_show_trained_objects_before_held_out_backgrounds(
+    toys: dict, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    prepare_demo(out, count=0, pairs=4, processes=1, **toys)
+    lines = [json.loads(x) for x in (out / "seen/pairs.jsonl").read_text().splitlines()]
+    assert Counter(line["id"] for line in lines) == {"c0": 2, "c1": 2}
+    for line in lines:
+        x0, y0, x1, y1 = line["box"]
+        photo = np.asarray(Image.open(out / line["photo"]), dtype=float)
+        photo[y0:y1, x0:x1] = np.nan
+        assert np.nanmedian(photo) > 100  # 140 and 190 are held out, 40 and 90 are not
+        assert (out / line["exemplar"]).is_file()
+    boxes = [json.loads(x) for x in (out / "seen/boxes.jsonl").read_text().splitlines()]
+    assert [(x["image"], x["box"]) for x in boxes] == [(x["photo"], x["box"]) for x in lines]
+
+
+def test_the_pictures_alone_for_a_trainer_that_composes(toys: dict, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare_demo(out, count=0, pairs=1, processes=1, **toys)
+    lines = [json.loads(x) for x in (out / "objects.jsonl").read_text().splitlines()]
+    assert len(lines) == 8
+    assert all((out / line["file"]).is_file() for line in lines)
+    assert lines[2] == {"file": "cutouts/c2.png", "kind": "cutout", "split": "val", "group": "g2"}
+    assert lines[4] == {
+        "file": "backgrounds/b0.jpg", "kind": "background", "split": "train", "group": "",
+    }  # fmt: skip
+    assert not (out / "train/images").exists() and not (out / "train/boxes.jsonl").read_text()
+
+
+def test_one_file_holds_all_but_the_training_composites(toys: dict, tmp_path: Path) -> None:
+    large = toys["cache"] / "unpacked/toys/usr/share/backgrounds/b0.png"
+    Image.new("RGB", (900, 600), (40, 40, 40)).save(large)
+    out, archives = tmp_path / "out", [tmp_path / "1.tar", tmp_path / "2.tar"]
+    for archive in archives:
+        prepare_demo(out, count=2, pairs=3, processes=1, archive=archive, **toys)
+    assert archives[0].read_bytes() == archives[1].read_bytes()
+    with tarfile.open(archives[0]) as file:
+        file.extractall(tmp_path / "packed", filter="data")
+    packed = contents(tmp_path / "packed")
+    for name in ("val", "seen"):
+        assert {k: v for k, v in packed.items() if k.startswith(name)} == {
+            k: v for k, v in contents(out).items() if k.startswith(name)
+        }
+    lines = [json.loads(x) for x in packed["objects.jsonl"].splitlines()]
+    pictures = {name for name in packed if name.split("/")[0] in ("cutouts", "backgrounds")}
+    assert {line["file"] for line in lines} == pictures and len(pictures) == 8
+    assert not any(name.startswith("train/") for name in packed)
+    small = Image.open(tmp_path / "packed/backgrounds/b0.jpg")
+    assert small.size == (768, 512)
+    for i in range(4):
+        cutout = np.asarray(Image.open(tmp_path / f"packed/cutouts/c{i}.webp"))
+        original = np.asarray(Image.open(out / f"cutouts/c{i}.png"))
+        np.testing.assert_array_equal(cutout[..., 3], original[..., 3])
+        opaque = original[..., 3] == 255
+        assert np.abs(cutout[opaque, :3].mean(0) - original[opaque, :3].mean(0)).max() < 4
+
+
+def test_the_command_passes_on_what_to_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+    monkeypatch.setattr(
+        "training.demo.make.prepare_demo", lambda out, **given: calls.append((out, given))
+    )
+    command = ["prepare", "demo", "--out", str(tmp_path / "out"), "--count", "0", "--pairs", "0"]
+    assert main([*command, "--pack", str(tmp_path / "a.tar")]) == 0
+    ((out, given),) = calls
+    assert out == tmp_path / "out"
+    assert (given["count"], given["pairs"], given["archive"]) == (0, 0, tmp_path / "a.tar")
+    assert main([*command, "--pack", str(tmp_path / "none/a.tar")]) == 2
+    assert "none" in capsys.readouterr().err and len(calls) == 1
+
+
 def test_boxes_are_inside_and_match_the_pasted_pixels() -> None:
     maker = composer()
     areas = []
@@ -161,6 +244,34 @@ def test_a_pair_has_two_different_backgrounds() -> None:
         assert darkest[0] < 60 / 255 < darkest[1]
 
 
+def test_cutouts_take_turns_in_an_order_of_each_stream() -> None:
+    cutouts = [
+        Picture(id=str(i), group="g", pixels=np.asarray(disc((255, 255, 255)))) for i in range(9)
+    ]
+    maker = Composer(cutouts=cutouts, backgrounds=composer().backgrounds, size=64, seed=0)
+    val, seen = (
+        [maker.pair(index, **stream).objects[0][0].id for index in range(18)]
+        for stream in ({}, {"stream": SEEN})
+    )
+    for ids in (val, seen):
+        assert sorted(ids[:9]) == sorted(ids[9:]) == [str(i) for i in range(9)]
+        assert ids[:9] != sorted(ids[:9])  # the first few are not the catalogue's
+    assert val != seen
+
+
+def test_webp_cutouts_are_read(tmp_path: Path) -> None:
+    source = Source(
+        id="c", split="val", package="npm:@toys/box@1.0.0", path="assets/1f9f8.webp",
+        licence="MIT", author="n", group="g",
+    )  # fmt: skip
+    path = tmp_path / "toys-box-1.0.0/assets/1f9f8.webp"
+    path.parent.mkdir(parents=True)
+    disc((200, 30, 30)).save(path, lossless=True, exact=True)
+    prepare_sources(tmp_path, tmp_path / "out", [source])
+    pixels = sources.load(source, tmp_path / "out").pixels
+    np.testing.assert_array_equal(pixels, np.asarray(shrink_cutout(disc((200, 30, 30)))))
+
+
 def test_no_halo_from_transparent_pixels() -> None:
     """The green of the transparent pixels must show nowhere: all scaling is premultiplied."""
     large = disc((255, 0, 255), (700, 500))
@@ -195,14 +306,16 @@ def test_alpha_box() -> None:
 def test_the_shipped_catalogue_holds_its_promises() -> None:
     cutouts, backgrounds = read_catalogue(CATALOGUE)
     held_out = [s for s in cutouts if s.split == "val"]
-    assert 250 <= len(cutouts) <= 400
-    assert len(held_out) >= 32 and len({s.group for s in held_out}) >= 24
+    assert len(cutouts) >= 900 and len(backgrounds) >= 60
+    assert 0.08 < len(held_out) / len(cutouts) < 0.15
+    assert len({s.group for s in held_out}) >= 80
     assert not {s.group for s in held_out} & {s.group for s in cutouts if s.split == "train"}
     assert all(s.group for s in cutouts)
-    assert sum(s.split == "val" for s in backgrounds) >= 2
+    assert sum(s.split == "val" for s in backgrounds) >= 7
     for source in cutouts + backgrounds:
         assert source.split in ("train", "val")
-        assert source.licence.startswith(("GPL-", "LGPL-", "CC-BY", "CC0")) and source.author
+        assert source.licence.startswith(("GPL-", "LGPL-", "CC-BY", "CC0", "CC-PDM", "MIT"))
+        assert source.author and folder_name(source.package)
 
 
 def test_the_bundled_scenes_are_held_out_complete_and_credited() -> None:
@@ -247,37 +360,3 @@ def test_a_picture_the_package_lost_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"p holds no gone.png.*take 'c' out"):
         prepare_sources(tmp_path, tmp_path / "out", [gone])
-
-
-def test_without_apt_the_error_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match=r"apt-get is not installed.*--debs"):
-        unpack_packages(["toys"], cache=tmp_path / "cache")
-
-
-def test_a_missing_deb_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no toys_\*\.deb.*apt-get download toys"):
-        unpack_packages(["toys"], cache=tmp_path / "cache", debs=tmp_path)
-
-
-@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
-def test_debs_are_unpacked_once(tmp_path: Path) -> None:
-    tree, debs, cache = tmp_path / "tree", tmp_path / "debs", tmp_path / "cache"
-    (tree / "DEBIAN").mkdir(parents=True)
-    debs.mkdir()
-    (tree / "DEBIAN/control").write_text(
-        "Package: toys\nVersion: 1\nArchitecture: all\nMaintainer: n <n@n>\nDescription: t\n"
-    )
-    (tree / "toy.txt").write_text("bear")
-    deb = debs / "toys_1_all.deb"
-    subprocess.run(["dpkg-deb", "-b", "-Zgzip", tree, deb], check=True, capture_output=True)
-    root = unpack_packages(["toys"], cache=cache, debs=debs)
-    assert (root / "toys/toy.txt").read_text() == "bear"
-    deb.write_bytes(b"broken")  # a second call does not read it
-    assert unpack_packages(["toys"], cache=cache, debs=debs) == root
-    shutil.rmtree(root)
-    with pytest.raises(ValueError, match=r"dpkg-deb -x.*failed"):
-        unpack_packages(["toys"], cache=cache, debs=debs)
-    assert not (root / "toys").exists()
