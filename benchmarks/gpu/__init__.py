@@ -1,0 +1,1 @@
+"""What needs a CUDA card, as one command with a time limit: `python -m benchmarks.gpu`."""

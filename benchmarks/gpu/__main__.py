@@ -1,0 +1,76 @@
+"""Everything that needs a CUDA card, in a given time: correctness, speed, training.
+
+    python -m benchmarks.gpu --minutes 10 --out gpu-results [--parts environment correct ...]
+
+The parts run one after another, each in a process of its own that is ended at its share of the
+time, so that nothing that hangs or crashes costs more than that. Within a part the most valuable
+comes first, and what does not fit is skipped and said so. Results are in the folder after every
+measurement: `table.md` to read, `results.json` for programs, `log.txt` with all else that was
+printed. See `gpu.md` beside this package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.gpu.options import Options
+from benchmarks.gpu.report import TABLE, Report
+from benchmarks.gpu.supervise import Part, supervise
+
+PARTS = {
+    "environment": Part("benchmarks.gpu.environment", 0.06),
+    "correct": Part("benchmarks.gpu.correct", 0.36),
+    "speed": Part("benchmarks.gpu.speed", 0.32),
+    "training": Part("benchmarks.gpu.training", 0.26),
+}
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run the parts, or the one that this process is for."""
+    parser = argparse.ArgumentParser(description="What needs a CUDA card, in a given time.")
+    add = parser.add_argument
+    add("--minutes", type=float, default=10.0, help="for all parts together [%(default)s]")
+    add("--out", type=Path, required=True, help="folder of the results")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="[all of them]")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="[%(default)s]")
+    add("--small", action="store_true", help="tiny networks and few repeats")
+    add("--part", choices=PARTS, help=argparse.SUPPRESS)
+    args = parser.parse_args(words)
+    options = Options(out=args.out, device=args.device, small=args.small)
+    if args.part:
+        run_part(args.part, options)
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(args.out)]
+    command += ["--device", args.device, *["--small"] * args.small]
+    parts = {name: part for name, part in PARTS.items() if name in args.parts}
+    supervise(parts, command, args.out, args.minutes)
+    print((args.out / TABLE).read_text(encoding="utf-8"))
+
+
+def run_part(name: str, options: Options) -> None:
+    """Prepare, wait for the word to go on, and run."""
+    module = importlib.import_module(PARTS[name].module)
+    prepared = getattr(module, "prepare", None)
+    if prepared is not None:
+        prepared(options)
+    word = sys.stdin.readline()
+    if not word:
+        return  # the other process is gone
+    end, limit = (float(number) - time.monotonic() for number in word.split())
+    # Where it hangs is in the log before it is ended.
+    faulthandler.dump_traceback_later(max(0.1, limit - 1))
+    module.run(Report(folder=options.out, part=name, seconds=end), options)
+    faulthandler.cancel_dump_traceback_later()
+    sys.stdout.flush()
+    os._exit(0)  # taking a process with CUDA and compilers down in order takes seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""What the command line says, as every part gets it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of a run.
+
+    Attributes:
+        out: Folder of the results.
+        device: `"cuda"` or `"cpu"`.
+        small: Tiny networks and few repeats, so that a part takes seconds on a CPU.
+    """
+
+    out: Path
+    device: str
+    small: bool
+
+    @property
+    def on(self) -> torch.device:
+        """The device to measure on."""
+        return torch.device(self.device)
+
+    @property
+    def cuda(self) -> bool:
+        """Whether it is a card."""
+        return self.device == "cuda"
