@@ -162,7 +162,7 @@ class _Steps:
             job()
             job()
             peak = peak_gib(job, self.device)
-        if self.options.cuda:
+        if peak:  # a graph has its memory already
             self.report.value(f"{title}: {name}, memory beside the weights", peak, "GiB")
         jobs[name] = job
 
