@@ -6,6 +6,8 @@ repaint, at any size.
 
 from __future__ import annotations
 
+from collections.abc import Sized
+
 from torch import Tensor
 
 from ..pbe_model.editing.mask import resize_mask
@@ -33,12 +35,13 @@ def mask_like(mask: Tensor, image: Tensor) -> Tensor:
     return resize_mask(mask, (image.shape[1], image.shape[2]))
 
 
-def batch_size(**counts: int) -> int:
-    """The batch that lists of these lengths make together.
+def batch_size(**batches: Sized | None) -> int:
+    """How many results batches of these names make together; `None` is not connected.
 
     Raises:
-        ValueError: Two of them differ and neither is one.
+        ValueError: Two of them differ in length and neither has one row.
     """
+    counts = {name: len(batch) for name, batch in batches.items() if batch is not None}
     count = max(counts.values())
     if any(n not in (1, count) for n in counts.values()):
         listed = ", ".join(f"{n} {name}" for name, n in counts.items())
@@ -47,9 +50,8 @@ def batch_size(**counts: int) -> int:
 
 
 def row(batch: Tensor, index: int) -> Tensor:
-    """Row `index` of a batch as a batch of one; a batch of one serves every index."""
-    index = index if len(batch) > 1 else 0
-    return batch[index : index + 1]
+    """Row `index` of a batch; a batch of one serves every index."""
+    return batch[index if len(batch) > 1 else 0]
 
 
 def rows(conditioning: Conditioning, indices: list[int]) -> Conditioning:

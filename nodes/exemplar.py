@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from comfy_api.latest import io
 
-from ..pbe_model.editing.exemplar_image import parse_weights, preprocess, weighted_mean
+from ..pbe_model.editing.exemplar_image import Fit, parse_weights, preprocess, weighted_mean
 from ..pbe_model.networks.exemplar_encoder import normalise
 from .adapter import HostEncoder
 from .category import CATEGORY
 from .convert import batch_size, mask_like, rgb, row
 
-FITS = ["squash", "crop", "pad"]
 MERGES = ["one each", "average"]
 
 PBEEncoder = io.Custom("PBE_ENCODER")
@@ -39,7 +40,7 @@ class PBEExemplarEncoder(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "fit",
-                    options=FITS,
+                    options=list(get_args(Fit)),
                     default="squash",
                     tooltip=(
                         "How the picture becomes square. squash: stretched, as the model was "
@@ -92,20 +93,20 @@ class PBEExemplarEncoder(io.ComfyNode):
         cls,
         encoder: HostEncoder,
         exemplar: torch.Tensor,
-        fit: str,
+        fit: Fit,
         merge: str,
         exemplar_mask: torch.Tensor | None = None,
         weights: str = "",
     ) -> io.NodeOutput:
         pictures = rgb(exemplar)
         masks = None if exemplar_mask is None else mask_like(exemplar_mask, pictures)
-        count = batch_size(exemplars=len(pictures), masks=1 if masks is None else len(masks))
+        count = batch_size(exemplars=pictures, masks=masks)
         pixels = [
             preprocess(
-                row(pictures, i)[0],
+                row(pictures, i),
                 encoder.model.config.image_size,
                 fit=fit,
-                exemplar_mask=None if masks is None else row(masks, i)[0],
+                exemplar_mask=None if masks is None else row(masks, i),
             )
             for i in range(count)
         ]

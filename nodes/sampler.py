@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import chain
-
 import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ..pbe_model.editing.crop_plan import CONTEXT, MODES, plan_regions
-from ..pbe_model.editing.edit import initial_noise
-from ..pbe_model.editing.region import crop, match_colour, photo_blend_mask
+from ..pbe_model.editing.batch import BatchEditor
+from ..pbe_model.editing.crop_plan import MODES
+from ..pbe_model.editing.crop_settings import CONTEXT, CropSettings
+from ..pbe_model.editing.paint import initial_noise
 from .adapter import Conditioning, check_parts, encode_masked, pbe_config, sample
 from .category import CATEGORY
 from .convert import batch_size, mask_like, rgb, row, rows
@@ -222,69 +221,74 @@ class PBEInpaintSampler(io.ComfyNode):
         config = pbe_config(model)
         check_parts(config, vae, positive, negative)
         photos = rgb(image)
-        hole_masks = mask_like(mask, photos)
-        others = {"context_mask": context_mask, "blend_mask": blend_mask}
-        others = {name: mask_like(m, photos) for name, m in others.items() if m is not None}
+        masks = mask_like(mask, photos)
+        context_masks = None if context_mask is None else mask_like(context_mask, photos)
+        blend_masks = None if blend_mask is None else mask_like(blend_mask, photos)
         count = batch_size(
-            photos=len(photos),
-            masks=len(hole_masks),
-            exemplars=len(positive[0][0]),
-            **{f"{name}s": len(batch) for name, batch in others.items()},
+            photos=photos,
+            masks=masks,
+            exemplars=positive[0][0],
+            context_masks=context_masks,
+            blend_masks=blend_masks,
         )
-        photos, hole_masks = (
-            [row(batch, i) for i in range(count)] for batch in (photos, hole_masks)
-        )
-        regions = [
-            plan_regions(
-                hole_mask[0],
-                mode=region,
-                resolution=resolution or config.resolution,
-                size_multiple=config.size_multiple,
+        settings = [
+            CropSettings(
                 context=context,
                 blend=None if blend < 0 else blend,
-                **{name: row(batch, i)[0] for name, batch in others.items()},
+                resolution=resolution or config.resolution,
+                multiple=config.size_multiple,
+                context_mask=None if context_masks is None else row(context_masks, i),
+                blend_mask=None if blend_masks is None else row(blend_masks, i),
             )
-            for i, hole_mask in enumerate(hole_masks)
+            for i in range(count)
         ]
-        owners = [i for i, plans in enumerate(regions) for _ in plans]  # the photo of each crop
-        pairs = [
-            crop(photos[i], hole_masks[i], plan)
-            for i, plan in zip(owners, chain.from_iterable(regions), strict=True)
-        ]
-        crops, hole_crops = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        if len(owners) > count:
-            positive, negative = rows(positive, owners), rows(negative, owners)
-
-        masked_latent = encode_masked(vae, crops, hole_crops)
-        shape = tuple(masked_latent.shape[1:])
-        noises = [
-            initial_noise(seed + i, shape, num_crops=len(plans)) for i, plans in enumerate(regions)
-        ]
-        latent = sample(
-            model,
-            positive,
-            negative,
-            masked_latent=masked_latent,
-            hole_mask=hole_crops,
-            init_latent=vae.encode(crops) if denoise < 1 else None,
-            noise=torch.cat(noises),
-            seed=seed,
-            steps=steps,
-            similarity=similarity,
-            sampler=sampler_name,
-            scheduler=scheduler,
-            denoise=denoise,
+        editor = BatchEditor(
+            [row(photos, i) for i in range(count)],
+            [row(masks, i) for i in range(count)],
+            settings,
+            mode=region,
         )
-        painted = vae.decode(latent)
-        if not painted.isfinite().all():
-            raise ValueError(
-                "the result holds NaNs: half precision overflowed or the checkpoint is damaged; "
-                "set the loader's weight_dtype to bf16 or fp32, or start ComfyUI with --fp32-vae"
+        if len(editor.owners) > count:
+            positive, negative = rows(positive, editor.owners), rows(negative, editor.owners)
+        latent = None
+
+        def paint(crops: torch.Tensor, hole_masks: torch.Tensor) -> torch.Tensor:
+            nonlocal latent
+            masked_latent = encode_masked(vae, crops, hole_masks)
+            shape = tuple(masked_latent.shape[1:])
+            noises = [
+                initial_noise(seed + i, shape, num_crops=len(regions))
+                for i, regions in enumerate(editor.regions)
+            ]
+            latent = sample(
+                model,
+                positive,
+                negative,
+                masked_latent=masked_latent,
+                hole_mask=hole_masks,
+                init_latent=vae.encode(crops) if denoise < 1 else None,
+                noise=torch.cat(noises),
+                seed=seed,
+                steps=steps,
+                similarity=similarity,
+                sampler=sampler_name,
+                scheduler=scheduler,
+                denoise=denoise,
             )
-        if colour_match:
-            painted = match_colour(painted, crops.to(painted), hole_crops.to(painted))
-        info = StitchInfo(photos, regions)
-        shares = torch.stack([photo_blend_mask(plans) for plans in regions])
+            painted = vae.decode(latent)
+            if not painted.isfinite().all():
+                raise ValueError(
+                    "the result holds NaNs: half precision overflowed or the checkpoint is "
+                    "damaged; set the loader's weight_dtype to bf16 or fp32, or start ComfyUI "
+                    "with --fp32-vae"
+                )
+            return painted
+
+        results = editor.edit(paint, colour_match=colour_match)
         return io.NodeOutput(
-            info.apply(painted.float()), {"samples": latent}, painted, shares, info
+            torch.cat([result.images for result in results]),
+            {"samples": latent},
+            torch.cat([result.crops for result in results]),
+            torch.stack([result.blend_mask for result in results]),
+            StitchInfo(editor.photos, editor.regions),
         )

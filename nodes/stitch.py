@@ -16,7 +16,7 @@ PBEStitchInfo = io.Custom("PBE_STITCH")
 
 @dataclass(frozen=True, eq=False)
 class StitchInfo:
-    """The PBE_STITCH socket: for each result the photo, (1, H, W, 3), and where its crops lie."""
+    """The PBE_STITCH socket: for each result the photo, (H, W, 3), and where its crops lie."""
 
     photos: list[torch.Tensor]
     regions: list[list[Region]]
@@ -30,7 +30,7 @@ class StitchInfo:
             ValueError: Their number fits neither one nor the sampler's.
         """
         if len(self.photos) == 1 and len(crops) % len(self.regions[0]) == 0:
-            return stitch_all(self.photos[0], crops, self.regions[0])
+            return stitch_all(self.photos[0][None], crops, self.regions[0])
         total = sum(map(len, self.regions))
         if len(crops) not in (1, total):
             raise ValueError(
@@ -39,9 +39,12 @@ class StitchInfo:
             )
         if len(crops) == 1:
             crops = crops.expand(total, -1, -1, -1)
-        shares = crops.split([len(plans) for plans in self.regions])
-        stitched = map(stitch_all, self.photos, shares, self.regions)
-        return torch.cat(list(stitched))
+        shares = crops.split([len(regions) for regions in self.regions])
+        stitched = [
+            stitch_all(photo[None], share, regions)
+            for photo, share, regions in zip(self.photos, shares, self.regions, strict=True)
+        ]
+        return torch.cat(stitched)
 
 
 class PBEStitch(io.ComfyNode):

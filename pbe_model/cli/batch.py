@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from ..editing.edit import edit
 from ..image_io import read_note
 from ..model import PaintByExample
 from ..untrusted import numbered_lines, parse_json, printable, shown
@@ -30,9 +29,10 @@ from .edit_options import (
     FILES,
     add_files,
     add_painting,
+    given_options,
     numbered,
-    painting,
-    read_inputs,
+    paint,
+    read_pictures,
     write_results,
 )
 
@@ -49,8 +49,8 @@ class Edit:
     Attributes:
         line: Its number, from 1.
         out: Result, or with a number before the suffix, results.
-        files: What `painting.read_inputs` reads.
-        options: Keyword arguments of `edit`.
+        files: What `edit_options.read_pictures` reads.
+        options: What `edit_options.paint` takes; those left out have their defaults.
         note: What the results say of themselves.
     """
 
@@ -127,7 +127,7 @@ def read_edits(
     Args:
         path: A JSON object a line: the options of `pbe edit` by name, files relative to `path`.
         out: Folder for the results; made if its parent exists.
-        options: Keyword arguments of `edit` for lines that do not say otherwise.
+        options: As `edit_options.paint` takes them, for lines that do not say otherwise.
         model: What paints, for the note.
 
     Returns:
@@ -193,7 +193,7 @@ def _parse(
     name = args.out or f"{number:05d}.png"
     if Path(name).name != name or not name.endswith(".png") or len(name) > _LONGEST_NAME:
         raise ValueError(f"out is {shown(repr(name))}; give a plain, short name that ends in .png")
-    merged = options | painting(args)
+    merged = options | given_options(args)
     if merged.get("region") == "each" and merged.get("paste_back") is False:
         raise ValueError(
             "region each without paste-back makes a picture for each hole, and how many there are "
@@ -251,7 +251,7 @@ def run(
         for one in todo:
             assert model is not None
             try:
-                result = edit(model, **read_inputs(one.files), **one.options)
+                result = paint(model, read_pictures(one.files), one.options)
                 for path in write_results(one.out, result.images, note=one.note):
                     tqdm.write(printable(path))
                 painted += 1

@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..editing.edit import EditResult, edit
+from ..editing.batch import EditResult
+from ..editing.edit import edit
 from ..image_io import read_image, write_image
 from ..model import PaintByExample
 from ..sampling.samplers import Callback

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor
 
+from ..editing.batch import EditResult
 from ..editing.crop_plan import MODES
+from ..editing.crop_settings import DEFAULT_CROP, CropSettings
 from ..editing.edit import POSTERIORS, PRESETS, check_num_images, edit
 from ..editing.exemplar_image import Fit
 from ..image_io import image_format, read_exemplar, read_image, read_mask, write_image
-from ..sampling.samplers import SAMPLERS
+from ..model import PaintByExample
+from ..sampling.samplers import SAMPLERS, Callback
 
 FILES = {
     "image": "photo",
@@ -27,53 +31,17 @@ FILES = {
 
 _OPTIONAL_FILES = ("exemplar_mask", "context_mask", "blend_mask")
 
-PAINTING: dict[str, dict[str, Any]] = {
-    "steps": {"type": int, "metavar": "N", "help": "sampling steps"},
-    "similarity": {
-        "type": float, "metavar": "S", "help": "how closely to follow the exemplar; 0 ignores it",
-    },
-    "seed": {"type": int, "metavar": "K", "help": "of the noise"},
-    "sampler": {"choices": SAMPLERS, "help": "how the noise is taken away"},
-    "num_images": {
-        "type": int, "metavar": "N",
-        "help": "variations, with the seeds K, K+1, ...; above 1 they are named OUT-1, OUT-2, ...",
-    },
-    "region": {
-        "choices": MODES,
-        "help": "what the model sees: the hole and its surroundings, the photo, the photo "
-        "squashed to a square, or each of several holes by itself",
-    },
-    "context": {
-        "type": float, "metavar": "C", "help": "side of the crop over the hole's longer side",
-    },
-    "blend": {
-        "type": float, "metavar": "PIXELS",
-        "help": "over how many the result fades out; None: by the size of the crop",
-    },
-    "resolution": {
-        "type": int, "metavar": "PIXELS",
-        "help": "side at which the model works; None: what it was trained at",
-    },
-    "colour_match": {
-        "action": argparse.BooleanOptionalAction,
-        "help": "take a colour cast off what was painted, by what it shows around the hole",
-    },
-    "strength": {
-        "type": float, "metavar": "S", "help": "below 1 the hole keeps some of its content",
-    },
-    "fit": {"choices": get_args(Fit), "help": "how the exemplar is made square"},
-    "posterior": {
-        "choices": POSTERIORS, "help": "latent of the photo around the hole: likeliest, or drawn",
-    },
-    "paste_back": {
-        "action": argparse.BooleanOptionalAction,
-        "help": "stitch the result into the photo, or write all that the model painted",
-    },
-    "truncate": {
-        "action": argparse.BooleanOptionalAction, "help": "cut to 8 bits instead of rounding",
-    },
-}  # fmt: skip
-"""Options beside the files: keyword argument of `edit`, and what `add_argument` takes."""
+_OF_EDIT = (
+    *("steps", "similarity", "seed", "sampler", "num_images", "region", "strength", "fit"),
+    *("colour_match", "posterior", "paste_back", "truncate"),
+)
+DEFAULTS: dict[str, Any] = {
+    **{name: signature(edit).parameters[name].default for name in _OF_EDIT},
+    "context": DEFAULT_CROP.context,
+    "blend": DEFAULT_CROP.blend,
+    "resolution": DEFAULT_CROP.resolution,
+}
+"""Options beside the files, and what they are in Python if left out."""
 
 
 def add_files(command: argparse.ArgumentParser) -> None:
@@ -84,24 +52,73 @@ def add_files(command: argparse.ArgumentParser) -> None:
 
 
 def add_painting(command: argparse.ArgumentParser) -> None:
-    """Give a parser `--preset` and the options of `PAINTING`, shown with the defaults of `edit`.
+    """Give a parser `--preset` and the options of `DEFAULTS`.
 
-    What is not on the command line parses to `None`: so `painting` can tell it from an option
-    that overrides a preset with the usual value.
+    What is not on the command line parses to `None`, so that `given_options` can tell it from an
+    option that overrides a preset with the default.
     """
-    command.add_argument(
+    add, usual = command.add_argument, DEFAULTS
+    add(
         "--preset", choices=PRESETS,
         help="defaults for the options below; official: as the paper's own script paints",
     )  # fmt: skip
-    usual = signature(edit).parameters
-    for name, how in PAINTING.items():
-        action = command.add_argument(_flag(name), **how)
-        action.help = f"{how['help']} [{usual[name].default}]"
+    add("--steps", type=int, metavar="N", help=f"sampling steps [{usual['steps']}]")
+    add(
+        "--similarity", type=float, metavar="S",
+        help=f"how closely to follow the exemplar; 0 ignores it [{usual['similarity']}]",
+    )  # fmt: skip
+    add("--seed", type=int, metavar="K", help=f"of the noise [{usual['seed']}]")
+    add("--sampler", choices=SAMPLERS, help=f"how the noise is taken away [{usual['sampler']}]")
+    add(
+        "--num-images", type=int, metavar="N",
+        help="variations, with the seeds K, K+1, ...; above 1 they are named OUT-1, OUT-2, ... "
+        f"[{usual['num_images']}]",
+    )  # fmt: skip
+    add(
+        "--region", choices=MODES,
+        help="what the model sees: the hole and its surroundings, the photo, the photo squashed "
+        f"to a square, or each of several holes by itself [{usual['region']}]",
+    )  # fmt: skip
+    add(
+        "--context", type=float, metavar="C",
+        help=f"side of the crop over the hole's longer side [{usual['context']}]",
+    )  # fmt: skip
+    add(
+        "--blend", type=float, metavar="PIXELS",
+        help="over how many the result fades out [by the size of the crop]",
+    )  # fmt: skip
+    add(
+        "--resolution", type=int, metavar="PIXELS",
+        help="side at which the model works [what it was trained at]",
+    )  # fmt: skip
+    add(
+        "--colour-match", action=argparse.BooleanOptionalAction,
+        help="take a colour cast off what was painted, by what it shows around the hole "
+        f"[{usual['colour_match']}]",
+    )  # fmt: skip
+    add(
+        "--strength", type=float, metavar="S",
+        help=f"below 1 the hole keeps some of its content [{usual['strength']}]",
+    )  # fmt: skip
+    add("--fit", choices=get_args(Fit), help=f"how the exemplar is made square [{usual['fit']}]")
+    add(
+        "--posterior", choices=POSTERIORS,
+        help=f"latent of the photo around the hole: likeliest, or drawn [{usual['posterior']}]",
+    )  # fmt: skip
+    add(
+        "--paste-back", action=argparse.BooleanOptionalAction,
+        help="stitch the result into the photo, or write all that the model painted "
+        f"[{usual['paste_back']}]",
+    )  # fmt: skip
+    add(
+        "--truncate", action=argparse.BooleanOptionalAction,
+        help=f"cut to 8 bits instead of rounding [{usual['truncate']}]",
+    )  # fmt: skip
 
 
-def painting(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `edit`: the preset's, under those that were given."""
-    given = {name: getattr(args, name) for name in PAINTING}
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `DEFAULTS` that were given, and those of the preset, by name."""
+    given = {name: getattr(args, name) for name in DEFAULTS}
     given = {name: value for name, value in given.items() if value is not None}
     return PRESETS.get(args.preset, {}) | given
 
@@ -110,8 +127,20 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def read_inputs(args: argparse.Namespace) -> dict[str, Tensor | None]:
-    """The pictures that the options of `FILES` name, as keyword arguments of `edit`.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pictures:
+    """What an edit reads: pictures `(H, W, 3)` and masks `(H, W)` in [0, 1]."""
+
+    image: Tensor
+    hole_mask: Tensor
+    exemplar: Tensor
+    exemplar_mask: Tensor | None
+    context_mask: Tensor | None
+    blend_mask: Tensor | None
+
+
+def read_pictures(args: argparse.Namespace) -> Pictures:
+    """Read the files that the options of `FILES` name.
 
     Raises:
         ValueError: One of them is missing or damaged, or a mask is empty.
@@ -123,14 +152,51 @@ def read_inputs(args: argparse.Namespace) -> dict[str, Tensor | None]:
         brightness, exemplar_mask = read_exemplar(args.exemplar_mask)
         if exemplar_mask is None:  # not a cut-out but a drawing
             exemplar_mask = brightness.mean(-1)
-    others = {"context_mask": args.context_mask, "blend_mask": args.blend_mask}
-    return {
-        "image": image,
-        "hole_mask": hole_mask,
-        "exemplar": exemplar,
-        "exemplar_mask": exemplar_mask,
-        **{name: path and read_mask(path) for name, path in others.items()},
-    }
+    return Pictures(
+        image=image,
+        hole_mask=hole_mask,
+        exemplar=exemplar,
+        exemplar_mask=exemplar_mask,
+        context_mask=None if args.context_mask is None else read_mask(args.context_mask),
+        blend_mask=None if args.blend_mask is None else read_mask(args.blend_mask),
+    )
+
+
+def paint(
+    model: PaintByExample,
+    pictures: Pictures,
+    options: dict[str, Any],
+    callback: Callback | None = None,
+) -> EditResult:
+    """Edit a photo with the options of `given_options`; the others have their defaults."""
+    chosen = argparse.Namespace(**(DEFAULTS | options))
+    return edit(
+        model,
+        pictures.image,
+        pictures.hole_mask,
+        pictures.exemplar,
+        steps=chosen.steps,
+        similarity=chosen.similarity,
+        seed=chosen.seed,
+        sampler=chosen.sampler,
+        num_images=chosen.num_images,
+        region=chosen.region,
+        strength=chosen.strength,
+        fit=chosen.fit,
+        exemplar_mask=pictures.exemplar_mask,
+        crop=CropSettings(
+            context=chosen.context,
+            blend=chosen.blend,
+            resolution=chosen.resolution,
+            context_mask=pictures.context_mask,
+            blend_mask=pictures.blend_mask,
+        ),
+        colour_match=chosen.colour_match,
+        posterior=chosen.posterior,
+        paste_back=chosen.paste_back,
+        truncate=chosen.truncate,
+        callback=callback,
+    )
 
 
 def numbered(out: Path, count: int) -> list[Path]:

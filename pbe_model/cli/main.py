@@ -21,7 +21,6 @@ from ..checkpoints import download
 from ..checkpoints import load as checkpoint
 from ..checkpoints import save as saving
 from ..checkpoints.lora import apply_lora, parse_lora
-from ..editing.edit import edit
 from ..image_io import image_format
 from ..model import PaintByExample
 from ..networks.attention import BACKENDS
@@ -29,7 +28,14 @@ from ..sampling.samplers import Callback
 from ..untrusted import parse_json, shown
 from . import batch, demo
 from .common import DTYPES, Parser, add_command, check_parent, run, usable_device
-from .edit_options import add_files, add_painting, painting, read_inputs, write_results
+from .edit_options import (
+    add_files,
+    add_painting,
+    given_options,
+    paint,
+    read_pictures,
+    write_results,
+)
 
 _LINE = 2000  # letters of a line that repeats what a file says
 
@@ -159,8 +165,8 @@ def _demo(args: argparse.Namespace) -> int:
 def _edit(args: argparse.Namespace) -> int:
     image_format(args.out)
     check_parent(args.out)
-    inputs = read_inputs(args)
-    result = edit(_model(args), **inputs, callback=_progress("painting"), **painting(args))
+    pictures = read_pictures(args)
+    result = paint(_model(args), pictures, given_options(args), _progress("painting"))
     for path in write_results(args.out, result.images):
         print(path)
     return 0
@@ -171,7 +177,7 @@ def _batch(args: argparse.Namespace) -> int:
     if args.device is None and torch.cuda.is_available():
         args.device = f"cuda:{processes.local_rank}"
     model = {"checkpoint": args.checkpoint, **({"lora": args.lora} if args.lora else {})}
-    edits, problems = batch.read_edits(args.edits, args.out, painting(args), model)
+    edits, problems = batch.read_edits(args.edits, args.out, given_options(args), model)
     if processes.rank == 0:
         for line, problem in problems.items():
             batch.report(line, problem)

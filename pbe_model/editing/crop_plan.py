@@ -15,17 +15,13 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ..untrusted import shown
+from .crop_settings import DEFAULT_CROP, CropSettings
 from .mask import bounding_box, expand_hole, feather_hole
 from .mask_shapes import Box
 from .region import Region, clip_box, slices
 
 CROPS = ("auto", "whole", "squash")
 MODES = (*CROPS, "each")
-
-CONTEXT = 1.8
-"""Side of the crop over the longer side of the hole: the hole takes 55 % of the crop's side,
-about the middle of what training shows."""
 
 _TIGHT_CONTEXT = 1.2
 """Context below which pixels are invented beyond the photo's rim rather than cropped closer."""
@@ -38,20 +34,10 @@ _INVISIBLE = 1 / 512
 _SHOWN = 0.25
 """Share of another hole's box that a crop may show before the two are taken together."""
 _MAX_CROPS = 64
-_MOST = 10_000
-"""Of what is given in pixels or as a factor."""
 
 
 def plan_region(
-    hole_mask: Tensor,
-    *,
-    mode: str = "auto",
-    resolution: int = 512,
-    size_multiple: int = 64,
-    context: float = CONTEXT,
-    blend: float | None = None,
-    context_mask: Tensor | None = None,
-    blend_mask: Tensor | None = None,
+    hole_mask: Tensor, crop: CropSettings = DEFAULT_CROP, *, mode: str = "auto"
 ) -> Region:
     """Chooses one crop for all that is to be repainted.
 
@@ -68,26 +54,20 @@ def plan_region(
 
     Args:
         hole_mask: (H, W), 1 = repaint; the hole is what lies above 0.5.
+        crop: What the caller may choose. Sizes that it leaves open are those of the published
+            weights; its masks have the size of `hole_mask`.
         mode: One of `CROPS`.
-        resolution: Side in pixels that the model was trained at, a multiple of `size_multiple`.
-        size_multiple: What the model's sides must be multiples of.
-        context: Side of the crop over the longer side of the hole, blend zone included.
-        blend: Pixels of the photo over which the result fades out around the hole; 0 cuts at its
-            edge. Default: 1/64 of the crop's side, at least 2. A feathered mask widens it: values
-            between 0.1 and 0.5 count as its soft edge.
-        context_mask: (H, W); the crop also holds what lies above 0.5 in it. Empty is none.
-        blend_mask: (H, W), the share of the result in each pixel, in place of what `blend` and
-            soft edges give. The crop holds all of it; what is repainted does not depend on it.
 
     Raises:
-        ValueError: Empty mask, unknown mode, context below 1, negative blend, masks of different
-            sizes, or a resolution that is no multiple of `size_multiple`.
+        ValueError: Empty mask, unknown mode, or masks of different sizes.
     """
-    _check(CROPS, mode, resolution, size_multiple, context, blend)
-    _check_masks(hole_mask, context_mask, blend_mask)
+    _check_mode(mode, CROPS)
+    _check_masks(hole_mask, crop)
+    resolution, multiple = _sizes(crop)
+    blend, blend_mask, context_mask = crop.blend, crop.blend_mask, crop.context_mask
     height, width = photo_size = (hole_mask.shape[0], hole_mask.shape[1])
     if blend is None:
-        side = context * _side(bounding_box(hole_mask)) if mode == "auto" else math.inf
+        side = crop.context * _side(bounding_box(hole_mask)) if mode == "auto" else math.inf
         blend = _blend_of(side, photo_size)
 
     painted = bounding_box(hole_mask, _NOISE)
@@ -104,22 +84,14 @@ def plan_region(
         needed = _union(painted, zone)
         if context_mask is not None and (context_mask > 0.5).any():
             needed = _union(needed, bounding_box(context_mask))
-        box = _square_around(painted, needed, photo_size, context, resolution)
+        box = _square_around(painted, needed, photo_size, crop.context, resolution)
     elif mode == "whole":
-        size = _whole_size(photo_size, resolution, size_multiple)
+        size = _whole_size(photo_size, resolution, multiple)
     return Region(photo_size, box, size, zone, shares)
 
 
 def plan_regions(
-    hole_mask: Tensor,
-    *,
-    mode: str = "auto",
-    resolution: int = 512,
-    size_multiple: int = 64,
-    context: float = CONTEXT,
-    blend: float | None = None,
-    context_mask: Tensor | None = None,
-    blend_mask: Tensor | None = None,
+    hole_mask: Tensor, crop: CropSettings = DEFAULT_CROP, *, mode: str = "auto"
 ) -> list[Region]:
     """Chooses what to crop: one region, or with mode "each" one for each separate hole.
 
@@ -131,13 +103,8 @@ def plan_regions(
 
     Args:
         hole_mask: (H, W), 1 = repaint; a hole is what lies above 0.5.
+        crop: As in `plan_region`, for each hole by itself.
         mode: One of `MODES`.
-        resolution: As in `plan_region`, and so are the others.
-        size_multiple: What the model's sides must be multiples of.
-        context: Side of a crop over the longer side of its hole.
-        blend: Pixels over which the result fades out.
-        context_mask: (H, W); the crops also hold what lies above 0.5 in it.
-        blend_mask: (H, W), the share of the result in each pixel.
 
     Returns:
         The regions, by the topmost pixel of their holes. With one hole "each" is "auto".
@@ -145,32 +112,24 @@ def plan_regions(
     Raises:
         ValueError: As `plan_region`, or more than 64 separate holes.
     """
-    _check(MODES, mode, resolution, size_multiple, context, blend)
-    _check_masks(hole_mask, context_mask, blend_mask)
-    given = {"hole_mask": hole_mask, "context_mask": context_mask, "blend_mask": blend_mask}
-    masks = {name: mask for name, mask in given.items() if mask is not None}
+    _check_mode(mode, MODES)
+    if mode != "each":
+        return [plan_region(hole_mask, crop, mode=mode)]
+    _check_masks(hole_mask, crop)
+    resolution, _ = _sizes(crop)
     photo_size = (hole_mask.shape[0], hole_mask.shape[1])
 
-    def plan(masks: dict[str, Tensor]) -> Region:
-        return plan_region(
-            **masks,
-            mode="auto" if mode == "each" else mode,
-            resolution=resolution,
-            size_multiple=size_multiple,
-            context=context,
-            blend=blend,
-        )
-
     def crop_around(hole: Box, needed: Box) -> Box:
-        width = _blend_of(context * _side(hole), photo_size) if blend is None else blend
-        painted = clip_box(_grow(hole, math.ceil(width)), photo_size)
-        return _square_around(painted, _union(painted, needed), photo_size, context, resolution)
+        blend = crop.blend
+        if blend is None:
+            blend = _blend_of(crop.context * _side(hole), photo_size)
+        painted = clip_box(_grow(hole, math.ceil(blend)), photo_size)
+        needed = _union(painted, needed)
+        return _square_around(painted, needed, photo_size, crop.context, resolution)
 
-    if mode != "each":
-        return [plan(masks)]
-    nearest, groups = _separate_holes(hole_mask, context_mask, crop_around)
+    nearest, groups = _separate_holes(hole_mask, crop.context_mask, crop_around)
     if len(groups) < 2:
-        return [plan(masks)]
+        return [plan_region(hole_mask, crop)]
     if len(groups) > _MAX_CROPS:
         raise ValueError(
             f"the mask has {len(groups)} holes far from each other, more than {_MAX_CROPS} crops; "
@@ -179,9 +138,9 @@ def plan_regions(
     regions = []
     for group in groups:
         own = torch.from_numpy(np.isin(nearest, group)).to(hole_mask.device)
-        parts = {name: torch.where(own, mask, 0) for name, mask in masks.items()}
-        if blend_mask is None or (parts["blend_mask"] > _INVISIBLE).any():
-            regions.append(plan(parts))
+        part = crop.inside(own)
+        if part.blend_mask is None or (part.blend_mask > _INVISIBLE).any():
+            regions.append(plan_region(torch.where(own, hole_mask, 0), part))
     return regions
 
 
@@ -194,44 +153,30 @@ def _blend_mask(hole_mask: Tensor, blend: float) -> Tensor:
     return torch.maximum(ramp, soft)
 
 
-def _check(
-    modes: Sequence[str],
-    mode: str,
-    resolution: int,
-    size_multiple: int,
-    context: float,
-    blend: float | None,
-) -> None:
+def _check_mode(mode: str, modes: Sequence[str]) -> None:
     if mode not in modes:
         raise ValueError(f"unknown region mode {mode!r}; choose one of {', '.join(modes)}")
-    if not 1 <= context <= _MOST:
-        raise ValueError(
-            f"context is {context:g}; the crop must hold the hole, so give 1 or more, up to {_MOST}"
-        )
-    if blend is not None and not 0 <= blend <= _MOST:
-        raise ValueError(f"blend is {blend:g}; give a number of pixels from 0 to {_MOST}")
-    if resolution > _MOST:
-        raise ValueError(f"resolution is {shown(resolution)}; give at most {_MOST} pixels")
-    if resolution < size_multiple or resolution % size_multiple:
-        nearest = max(1, round(resolution / size_multiple)) * size_multiple
-        raise ValueError(
-            f"resolution {resolution} is no multiple of {size_multiple}, as this model needs; "
-            f"use {nearest}"
-        )
 
 
-def _check_masks(hole_mask: Tensor, context_mask: Tensor | None, blend_mask: Tensor | None) -> None:
-    for name, other in (("context", context_mask), ("blend", blend_mask)):
+def _check_masks(hole_mask: Tensor, crop: CropSettings) -> None:
+    for name, other in (("context", crop.context_mask), ("blend", crop.blend_mask)):
         if other is not None and other.shape != hole_mask.shape:
             raise ValueError(
                 f"the {name} mask has shape {tuple(other.shape)} and the hole's mask "
                 f"{tuple(hole_mask.shape)}; give masks of the photo's size"
             )
-    if blend_mask is not None and not (blend_mask > _INVISIBLE).any():
+    if crop.blend_mask is not None and not (crop.blend_mask > _INVISIBLE).any():
         raise ValueError(
             "the blend mask is empty, so nothing of the photo would change; paint white where "
             "the result shall show, or leave the blend mask out"
         )
+
+
+def _sizes(crop: CropSettings) -> tuple[int, int]:
+    """Resolution and multiple."""
+    crop = crop.completed()
+    assert crop.resolution is not None and crop.multiple is not None
+    return crop.resolution, crop.multiple
 
 
 def _square_around(
@@ -310,15 +255,13 @@ def _blend_of(side: float, photo_size: tuple[int, int]) -> float:
     return max(2.0, min(side, max(photo_size)) / 64)
 
 
-def _whole_size(
-    photo_size: tuple[int, int], resolution: int, size_multiple: int
-) -> tuple[int, int]:
+def _whole_size(photo_size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
     scale = resolution / math.sqrt(photo_size[0] * photo_size[1])
     height, width = (
         round(min(max(length * scale, resolution / _MAX_STRETCH), resolution * _MAX_STRETCH))
         for length in photo_size
     )
-    return _to_multiple(height, size_multiple), _to_multiple(width, size_multiple)
+    return _to_multiple(height, multiple), _to_multiple(width, multiple)
 
 
 def _to_multiple(length: int, multiple: int) -> int:

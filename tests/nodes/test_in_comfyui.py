@@ -459,7 +459,7 @@ def test_attention_and_weight_types_change_little(
         ({"mask": ["30", 0]}, "the mask is empty"),
         ({"vae": ["31", 2]}, "connect the VAE of Load Paint by Example"),
         ({"positive": ["32", 0]}, "connect an Exemplar Encoder of the same checkpoint"),
-        ({"resolution": 72}, "resolution 72 is no multiple of 16"),
+        ({"resolution": 72}, "resolution 72 is not a multiple of 16"),
         ({"steps": 0}, "Value 0 smaller than min of 1"),
         ({"sampler_name": "none such"}, "Value not in list"),
     ],

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pbe_model import TINY, PaintByExample, edit
+from pbe_model import TINY, CropSettings, PaintByExample, edit
 from pbe_model.checkpoints.save import save_model
 from pbe_model.image_io import read_image
 
@@ -120,9 +120,15 @@ def assert_same(pictures: list[np.ndarray], tensors: torch.Tensor) -> None:
     [
         ({}, {}),
         ({"colour_match": True}, {"colour_match": True}),
-        ({"resolution": 96, "context": 2.5, "blend": 0}, {}),
-        ({"context_mask": ["shown", 0]}, {"context_mask": mask_of("shown")}),
-        ({"blend_mask": ["blend", 0]}, {"blend_mask": mask_of("blend")}),
+        (
+            {"resolution": 96, "context": 2.5, "blend": 0},
+            {"crop": CropSettings(resolution=96, context=2.5, blend=0)},
+        ),
+        (
+            {"context_mask": ["shown", 0]},
+            {"crop": CropSettings(context_mask=mask_of("shown"))},
+        ),
+        ({"blend_mask": ["blend", 0]}, {"crop": CropSettings(blend_mask=mask_of("blend"))}),
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
@@ -130,7 +136,6 @@ def test_node_and_python_paint_the_same_holes(host: Host, model, sampler, keywor
     prompt = graph("two", image=["9", 0], **sampler)
     prompt["9"] = node("RepeatImageBatch", image=["2", 0], amount=2)
     run = ran(host, prompt)
-    keywords = {name: v for name, v in sampler.items() if isinstance(v, int | float)} | keywords
     photo, result = expected(model, "two", num_images=2, **keywords)
     assert len(result.regions) == 2 and result.crops.shape[0] == 4
     assert_same(host.images(run, "6"), result.crops)

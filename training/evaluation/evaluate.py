@@ -26,16 +26,9 @@ from tqdm import tqdm
 
 from pbe_model import PaintByExample
 from pbe_model.cli.demo import sheet
-from pbe_model.editing.crop_plan import plan_region
-from pbe_model.editing.edit import (
-    Condition,
-    encode_condition,
-    encode_exemplar,
-    guided,
-    initial_noise,
-)
-from pbe_model.editing.region import Region, crop, stitch
-from pbe_model.sampling.samplers import sample
+from pbe_model.editing.batch import BatchEditor, EditResult
+from pbe_model.editing.crop_settings import DEFAULT_CROP
+from pbe_model.editing.paint import encode_crops, encode_exemplar, initial_noise, paint_crops
 from training.evaluation.pairs import SPLIT, Pair, draw_candidates, load_pairs
 from training.evaluation.table import TRUTH, Evaluation, Row, Scores
 
@@ -188,29 +181,30 @@ def score_pairs(
     groups = [pair.group for pair in pairs]
     draws = [draw_candidates(groups, number, seed) for number in range(len(pairs))]
     scores = Scores(pairs, [candidates for candidates, _ in draws])
-    own, shuffled = list(range(len(pairs))), [other for _, other in draws]
+    shuffled = [other for _, other in draws]
 
     total = len(pairs) * len(paintings)
     with tqdm(total=total, desc="evaluate", unit="edit", dynamic_ncols=True) as bar:
         for first in range(0, len(pairs), batch):
             numbers = range(first, min(first + batch, len(pairs)))
-            painter = Painter(model, [pairs[i] for i in numbers], seed + first)
-            contexts = [
-                painter.encode([pairs[painted[i]].exemplar for i in numbers])
-                for painted in (own, shuffled)
-            ]
-            for painting in paintings:
-                painted = shuffled if painting.shuffled else own
-                results = painter.paint(
-                    contexts[painting.shuffled], painting.similarity, steps=steps, sampler=sampler
-                )
-                for i, result, region in zip(numbers, results, painter.regions, strict=True):
-                    kept = (region.photo_blend_mask == 0)[..., None]
-                    difference = ((result - pairs[i].photo) * kept).abs().max().item()
-                    scores.add(painting.name, i, result, painted[i], difference)
+            results = _paint(
+                model,
+                [pairs[i] for i in numbers],
+                [pairs[shuffled[i]].exemplar for i in numbers],
+                paintings,
+                steps=steps,
+                sampler=sampler,
+                seed=seed + first,
+                progress=bar,
+            )
+            for i, result in zip(numbers, results, strict=True):
+                kept = (result.blend_mask == 0)[..., None]
+                for painting, picture in zip(paintings, result.images, strict=True):
+                    difference = ((picture - pairs[i].photo) * kept).abs().max().item()
+                    painted = shuffled[i] if painting.shuffled else i
+                    scores.add(painting.name, i, picture, painted, difference)
                     if show is not None:
-                        show(painting.name, i, result)
-                bar.update(len(numbers))
+                        show(painting.name, i, picture)
     for number, pair in enumerate(pairs):
         scores.add(TRUTH, number, pair.photo, number)
     return [scores.row(name) for name in (*(painting.name for painting in paintings), TRUTH)]
@@ -221,68 +215,62 @@ def _given(pair: Pair) -> list[tuple[str, Tensor]]:
     return [("photo", pair.photo), ("hole", hole), ("exemplar", pair.exemplar)]
 
 
-class Painter:
-    """Edits of several photos at once, as `pbe_model.edit` does them one by one.
+@torch.inference_mode()
+def _paint(
+    model: PaintByExample,
+    pairs: Sequence[Pair],
+    others: Sequence[Tensor],
+    paintings: Sequence[Painting],
+    *,
+    steps: int,
+    sampler: str,
+    seed: int,
+    progress: tqdm,
+) -> list[EditResult]:
+    """Paint several pairs at once, in several ways.
 
     Args:
         model: Paints.
-        pairs: Photos and holes; all crops have the model's resolution.
-        seed: Of the first picture's noise; picture `i` has `seed + i`.
+        pairs: Photos and holes.
+        others: An exemplar of another group for each pair, for what is painted shuffled.
+        paintings: The ways.
+        steps: Sampling steps.
+        sampler: One of `pbe_model.sampling.samplers.SAMPLERS`.
+        seed: Photo number i starts from the noise of `seed + i`.
+        progress: Counts edits.
+
+    Returns:
+        For each pair a result with an image for each way.
     """
+    crop = DEFAULT_CROP.completed(model.config.resolution, model.config.size_multiple)
+    editor = BatchEditor(
+        [pair.photo for pair in pairs], [pair.hole_mask for pair in pairs], [crop] * len(pairs)
+    )
 
-    def __init__(self, model: PaintByExample, pairs: Sequence[Pair], seed: int) -> None:
-        self.model = model
-        self.photos = [pair.photo for pair in pairs]
-        config = model.config
-        self.regions: list[Region] = [
-            plan_region(
-                p.hole_mask, resolution=config.resolution, size_multiple=config.size_multiple
-            )
-            for p in pairs
-        ]
-        cropped = [
-            crop(pair.photo[None], pair.hole_mask[None], region)
-            for pair, region in zip(pairs, self.regions, strict=True)
-        ]
-        images, hole_masks = (torch.cat(parts) for parts in zip(*cropped, strict=True))
-        with torch.inference_mode():
-            self.condition: Condition = encode_condition(model, images, hole_masks)
-        channels, height, width = self.condition.latent.shape[1:]
-        self.noise = initial_noise(seed, (channels, height, width), len(pairs))
+    def encode(exemplars: Sequence[Tensor]) -> Tensor:
+        return torch.cat([encode_exemplar(model, exemplar) for exemplar in exemplars])
 
-    @torch.inference_mode()
-    def encode(self, exemplars: Sequence[Tensor]) -> Tensor:
-        """Context of one exemplar `(h, w, 3)` in [0, 1] for each photo."""
-        return torch.cat([encode_exemplar(self.model, exemplar) for exemplar in exemplars])
+    own = encode([pair.exemplar for pair in pairs])
+    shuffled = encode(others) if any(painting.shuffled for painting in paintings) else own
 
-    @torch.inference_mode()
-    def paint(
-        self,
-        context: Tensor,
-        similarity: float,
-        *,
-        steps: int = 20,
-        sampler: str = "dpmpp_2m",
-    ) -> list[Tensor]:
-        """Paint what `encode` gave into the photos; photos like them come back."""
-        model = self.model
-        latent = sample(
-            sampler,
-            guided(model, self.condition, context, similarity),
-            self.noise.to(model.device),
-            model.schedule,
-            steps,
-            init_latent=self.condition.latent.float(),
-        )
-        crops = (model.decode(latent.to(model.dtype)).float().cpu() + 1) / 2  # (B, 3, h, w)
-        if not torch.isfinite(crops).all():
-            raise ValueError(
-                "the model paints values that are not finite; check its training run, or load it "
-                "as float32"
+    def paint(crops: Tensor, hole_masks: Tensor) -> Tensor:
+        inputs = encode_crops(model, crops, hole_masks)
+        channels, height, width = inputs.latent.shape[1:]
+        noise = initial_noise(seed, (channels, height, width), len(crops))
+        painted = []
+        for painting in paintings:
+            painted.append(
+                paint_crops(
+                    model,
+                    inputs,
+                    shuffled if painting.shuffled else own,
+                    noise,
+                    similarity=painting.similarity,
+                    steps=steps,
+                    sampler=sampler,
+                )
             )
-        return [
-            stitch(photo[None], painted[None], region)[0]
-            for photo, painted, region in zip(
-                self.photos, crops.movedim(1, -1), self.regions, strict=True
-            )
-        ]
+            progress.update(len(crops))
+        return torch.cat(painted)
+
+    return editor.edit(paint)

@@ -24,7 +24,7 @@ from pbe_model.checkpoints.load import inspect, read, state_dict
 from pbe_model.checkpoints.save import convert, save_diffusers, save_model, save_official
 from pbe_model.cli.main import main
 from pbe_model.config import ScheduleConfig
-from pbe_model.editing.edit import Condition, guided
+from pbe_model.editing.paint import InpaintInputs, guided
 from pbe_model.sampling.samplers import sample
 
 from ..peers import peer_encoder, peer_unet, peer_vae
@@ -277,12 +277,12 @@ def test_the_stock_scheduler_paints_what_we_do_with_a_model_of_v(tmp_path, confi
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "folder" / "unet")
     scheduler = DDIMScheduler.from_pretrained(tmp_path / "folder" / "scheduler")
     start, context = noise(2, 4, 8, 8), noise(1, 1, 24, seed=1)
-    told = Condition(*[noise(1, 4, 8, 8, seed=i) for i in (2, 3)], uniform(1, 1, 8, 8))
-    found = sample("ddim", guided(model, told, context, similarity), start, model.schedule, steps)
+    inputs = InpaintInputs(*[noise(1, 4, 8, 8, seed=i) for i in (2, 3)], uniform(1, 1, 8, 8))
+    found = sample("ddim", guided(model, inputs, context, similarity), start, model.schedule, steps)
 
     scheduler.set_timesteps(steps)
     x, tokens = start, torch.cat([model.encoder.unconditional(2), context.expand(2, -1, -1)])
-    photo = torch.cat([told.masked_latent, told.keep_mask], dim=1).expand(2, -1, -1, -1)
+    photo = torch.cat([inputs.masked_latent, inputs.keep_mask], dim=1).expand(2, -1, -1, -1)
     for t in scheduler.timesteps:
         rows = torch.cat([x, photo], dim=1).repeat(2, 1, 1, 1)
         with torch.no_grad():

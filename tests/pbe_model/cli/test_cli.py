@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from pbe_model import PaintByExample, edit
 from pbe_model.checkpoints.load import state_dict
 from pbe_model.checkpoints.save import save_model, save_official
-from pbe_model.cli.edit_options import PAINTING
+from pbe_model.cli.edit_options import DEFAULTS
 from pbe_model.cli.main import main
 from pbe_model.editing.edit import PRESETS
 from pbe_model.image_io import read_image, read_mask
@@ -146,11 +146,15 @@ def test_the_options_have_the_defaults_of_edit(capsys):
     with pytest.raises(SystemExit):
         main(["edit", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    for name in PAINTING:
-        default = signature(edit).parameters[name].default
+    for name, default in DEFAULTS.items():
+        usual = "(by the size of the crop|what it was trained at)" if default is None else default
         assert re.search(
-            rf"--{name.replace('_', '-')}\b[^\[]*\[{default}\]", said.split("options:")[1]
+            rf"--{name.replace('_', '-')}\b[^\[]*\[{usual}\]", said.split("options:")[1]
         ), name
+    # Every argument of `edit` is an option, but for the pictures and what only programs have.
+    arguments = signature(edit).parameters.keys() - {"model", "image", "hole_mask", "exemplar"}
+    crop = {"context", "blend", "resolution"}
+    assert DEFAULTS.keys() == arguments - {"exemplar_mask", "crop", "callback"} | crop
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from pbe_model import PaintByExample, edit
 from pbe_model.editing.crop_plan import MODES
-from pbe_model.editing.edit import (
-    PRESETS,
-    Condition,
-    encode_condition,
+from pbe_model.editing.crop_settings import CropSettings
+from pbe_model.editing.edit import PRESETS
+from pbe_model.editing.exemplar_image import preprocess
+from pbe_model.editing.paint import (
+    InpaintInputs,
+    encode_crops,
     encode_exemplar,
     guided,
     initial_noise,
 )
-from pbe_model.editing.exemplar_image import preprocess
 from pbe_model.editing.region import crop, match_colour
 from pbe_model.image_io import read_image, write_image
 from pbe_model.networks.exemplar_encoder import normalise
@@ -50,7 +51,7 @@ def paint(model):
     return partial(edit, model, PHOTO, HOLE, EXEMPLAR, steps=3)
 
 
-# ---- the condition -----------------------------------------------------------------------------
+# ---- what the denoiser is told -----------------------------------------------------------------
 
 
 def test_noise_of_an_image_can_be_drawn_alone():
@@ -65,23 +66,23 @@ def test_the_hole_is_grey_and_the_mask_says_keep(model):
     image, hole = uniform(1, 16, 16, 3), torch.zeros(1, 16, 16)
     hole[:, 4:12, 6:10] = 0.51
     hole[:, 0, 0] = 0.5  # not above one half, so kept
-    condition = encode_condition(model, image, hole)
+    inputs = encode_crops(model, image, hole)
 
     greyed = image.clone()
     greyed[:, 4:12, 6:10] = 0.5
     as_network = lambda pixels: pixels.permute(0, 3, 1, 2) * 2 - 1  # noqa: E731
-    torch.testing.assert_close(condition.latent, model.encode(as_network(image)))
-    torch.testing.assert_close(condition.masked_latent, model.encode(as_network(greyed)))
+    torch.testing.assert_close(inputs.latent, model.encode(as_network(image)))
+    torch.testing.assert_close(inputs.masked_latent, model.encode(as_network(greyed)))
     keep = torch.ones(1, 1, 8, 8)
     keep[:, :, 2:6, 3:5] = 0
-    assert torch.equal(condition.keep_mask, keep)
+    assert torch.equal(inputs.keep_mask, keep)
 
 
 def test_latent_mask_is_soft_at_the_edge_and_not_antialiased(model):
     """Hole by pixel first, then bilinear without antialias, then no rounding."""
     hole = torch.zeros(1, 16, 16)
     hole[:, 5:, 5:] = 1
-    keep = encode_condition(model, uniform(1, 16, 16, 3), hole).keep_mask
+    keep = encode_crops(model, uniform(1, 16, 16, 3), hole).keep_mask
     assert keep[0, 0, 2, 2] == 0.75  # one of its four pixels is hole
     assert keep[0, 0, 2, 5] == 0.5
     expected = 1 - F.interpolate(hole[:, None], size=(8, 8), mode="bilinear", antialias=False)
@@ -102,44 +103,44 @@ def test_exemplar_goes_through_preprocessing(either):
 
 
 @pytest.fixture(scope="module")
-def condition(model: PaintByExample) -> Condition:
+def inputs(model: PaintByExample) -> InpaintInputs:
     hole = torch.zeros(1, 16, 16)
     hole[:, 4:12, 4:12] = 1
-    return encode_condition(model, uniform(1, 16, 16, 3), hole)
+    return encode_crops(model, uniform(1, 16, 16, 3), hole)
 
 
-def branch(model: PaintByExample, condition: Condition, x: Tensor, t: Tensor, context: Tensor):
+def branch(model: PaintByExample, inputs: InpaintInputs, x: Tensor, t: Tensor, context: Tensor):
     """One image at a time, one context, one evaluation each."""
     return torch.cat(
         [
-            model.predict_noise(x[i, None], t[i, None], condition.masked_latent,
-                                condition.keep_mask, context)
+            model.predict_noise(x[i, None], t[i, None], inputs.masked_latent,
+                                inputs.keep_mask, context)
             for i in range(len(x))
         ]
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("similarity", [0.0, 0.5, 1.0, 5.0])
-def test_guidance_is_the_explicit_formula(either, condition, similarity):
+def test_guidance_is_the_explicit_formula(either, inputs, similarity):
     x, t = noise(3, 4, 8, 8), torch.tensor([700.0, 700.0, 700.0])
     context = noise(1, either.encoder.num_tokens, 24, seed=1)
     vector = either.encoder.learnable_vector.repeat(1, either.encoder.num_tokens, 1)
-    eps_v = branch(either, condition, x, t, vector)
-    eps_c = branch(either, condition, x, t, context)
+    eps_v = branch(either, inputs, x, t, vector)
+    eps_c = branch(either, inputs, x, t, context)
     assert relative_error(eps_c, eps_v) > 1e-2
-    eps = guided(either, condition, context, similarity)(x, t)
+    eps = guided(either, inputs, context, similarity)(x, t)
     assert relative_error(eps, eps_v + similarity * (eps_c - eps_v)) < 1e-4
 
 
 @pytest.mark.parametrize(
     ("similarity", "rows"), [(0.0, ["v"]), (1.0, ["c"]), (0.5, ["v", "c"]), (5.0, ["v", "c"])]
 )
-def test_branches_without_weight_are_not_computed(model, condition, similarity, rows):
+def test_branches_without_weight_are_not_computed(model, inputs, similarity, rows):
     """And the learnable vector is repeated over the batch, its rows before the exemplar's."""
     seen = []
-    handle = model.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    handle = model.unet.register_forward_pre_hook(lambda module, given: seen.append(given))
     context = noise(1, 1, 24)
-    guided(model, condition, context, similarity)(noise(3, 4, 8, 8), torch.full((3,), 5.0))
+    guided(model, inputs, context, similarity)(noise(3, 4, 8, 8), torch.full((3,), 5.0))
     handle.remove()
     [(x, t, contexts)] = seen
     assert x.shape == (3, 9, 8, 8)  # once, whatever the number of branches
@@ -149,16 +150,16 @@ def test_branches_without_weight_are_not_computed(model, condition, similarity, 
 
 
 @pytest.mark.parametrize(("t", "whole"), [(4.4, 4), (4.6, 5), (998.7, 999), (0.2, 0)])
-def test_the_network_sees_whole_timesteps(model, condition, t, whole):
-    denoise = guided(model, condition, noise(1, 1, 24), 5.0)
+def test_the_network_sees_whole_timesteps(model, inputs, t, whole):
+    denoise = guided(model, inputs, noise(1, 1, 24), 5.0)
     x = noise(1, 4, 8, 8)
     assert torch.equal(denoise(x, torch.tensor([t])), denoise(x, torch.tensor([float(whole)])))
 
 
-def test_noise_keeps_its_type_in_half_precision(condition):
+def test_noise_keeps_its_type_in_half_precision(inputs):
     half = small_model().bfloat16()
-    told = Condition(*(x.bfloat16() for x in vars(condition).values()))
-    eps = guided(half, told, noise(1, 1, 24).bfloat16(), 3.0)(
+    halved = InpaintInputs(*(x.bfloat16() for x in vars(inputs).values()))
+    eps = guided(half, halved, noise(1, 1, 24).bfloat16(), 3.0)(
         noise(1, 4, 8, 8), torch.tensor([5.0])
     )
     assert eps.dtype == torch.float32
@@ -227,13 +228,13 @@ def test_low_strength_runs_the_last_steps_from_the_photo(model):
     """At the clean end little noise is added, so the painted crop stays near the photo's."""
     seen, calls = [], []
     paint = partial(edit, model, PHOTO, HOLE, EXEMPLAR, steps=8, region="whole")
-    handle = model.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    handle = model.unet.register_forward_pre_hook(lambda module, given: seen.append(given))
     paint(strength=0.25, callback=lambda i, total, x0: calls.append((i, total)))
     handle.remove()
     assert calls == [(0, 2), (1, 2)]
 
     x, t, _ = seen[0]
-    latent = encode_condition(model, *crop(PHOTO[None], HOLE[None], paint().region)).latent
+    latent = encode_crops(model, *crop(PHOTO[None], HOLE[None], paint().region)).latent
     start = initial_noise(0, tuple(latent.shape[1:]))
     expected = model.schedule.add_noise(latent, start, t)
     assert t < 300
@@ -243,7 +244,7 @@ def test_low_strength_runs_the_last_steps_from_the_photo(model):
 def test_each_image_draws_its_posterior_and_then_its_start(model, paint):
     """From one seed; without a sample of the posterior the start is the first draw, as ever."""
     seen = []
-    handle = model.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    handle = model.unet.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     settings = {"num_images": 2, "seed": 5, "steps": 1, "similarity": 1.0}
     drawn = paint(posterior="sample", **settings)
     paint(**settings)
@@ -284,7 +285,8 @@ HOLES[4:12, 3:12] = HOLES[26:36, 36:46] = 1
 @pytest.fixture(scope="module")
 def paint_each(model):
     """An edit of two distant holes."""
-    return partial(edit, model, PHOTO, HOLES, EXEMPLAR, steps=2, region="each", context=1.2)
+    return partial(edit, model, PHOTO, HOLES, EXEMPLAR, steps=2, region="each",
+                   crop=CropSettings(context=1.2))  # fmt: skip
 
 
 def test_one_hole_is_painted_the_same_by_itself(paint):
@@ -300,8 +302,8 @@ def test_each_hole_is_a_crop_of_its_own(model, paint_each, options):
     assert result.crops.shape == (4, 32, 32, 3) and result.images.shape == (2, 40, 52, 3)
     assert [region.size for region in result.regions] == [(32, 32)] * 2
     first = torch.where(torch.arange(40)[:, None] < 20, HOLES, 0)
-    alone = edit(model, PHOTO, first, EXEMPLAR, steps=2, context=1.2, num_images=2, seed=5,
-                 **options)  # fmt: skip
+    alone = edit(model, PHOTO, first, EXEMPLAR, steps=2, crop=CropSettings(context=1.2),
+                 num_images=2, seed=5, **options)  # fmt: skip
     assert alone.regions[0].box == result.regions[0].box
     assert relative_error(result.crops[::2], alone.crops) < 1e-4
     outside = result.blend_mask == 0
@@ -340,19 +342,23 @@ def test_without_pasting_back_there_is_a_crop_for_every_hole(paint_each):
 def test_the_crop_is_chosen_as_asked(paint):
     marked = torch.zeros(20, 26)  # half the photo's size
     marked[18:, :2] = 1
-    shown = paint(context_mask=marked, steps=1).region.box
+    shown = paint(crop=CropSettings(context_mask=marked), steps=1).region.box
     assert shown[0] <= 0 and shown[3] >= 40
-    wide, tight = (paint(context=context, steps=1).region.box for context in (2.5, 1))
+    wide, tight = (
+        paint(crop=CropSettings(context=context), steps=1).region.box for context in (2.5, 1)
+    )
     assert wide[2] - wide[0] > 2 * (tight[2] - tight[0])
-    assert paint(resolution=48, steps=1).crops.shape == (1, 48, 48, 3)
-    hard = paint(blend=0, steps=1)
+    assert paint(crop=CropSettings(resolution=48), steps=1).crops.shape == (1, 48, 48, 3)
+    hard = paint(crop=CropSettings(blend=0), steps=1)
     assert torch.equal(hard.blend_mask, HOLE)
 
 
 def test_the_blend_mask_does_not_change_what_is_painted(paint):
     shares = torch.zeros(40, 52)
     shares[10:24, 16:26] = 0.25
-    plain, blended = (paint(context=3, blend_mask=mask) for mask in (HOLE, shares))
+    plain, blended = (
+        paint(crop=CropSettings(context=3, blend_mask=mask)) for mask in (HOLE, shares)
+    )
     assert torch.equal(plain.crops, blended.crops)
     assert torch.equal(blended.blend_mask, shares)
     assert torch.equal(blended.images[0, shares == 0], PHOTO[shares == 0])
@@ -395,8 +401,7 @@ def test_presets_are_arguments_of_edit():
         # It settles everything but what is painted, where, and how often.
         rest = arguments.keys() - preset.keys()
         assert rest == {"model", "image", "hole_mask", "exemplar", "seed", "num_images",
-                        "exemplar_mask", "callback", "context", "context_mask", "resolution",
-                        "blend", "blend_mask", "colour_match"}, name  # fmt: skip
+                        "exemplar_mask", "crop", "colour_match", "callback"}, name  # fmt: skip
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -455,12 +460,8 @@ def test_a_result_that_is_not_finite_is_an_error():
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, f"seed is {2**63}"),
         ({"strength": 0.0}, "strength is 0"),
-        ({"context": 0.5}, "context is 0.5"),
-        ({"blend": -1.0}, "blend is -1"),
-        ({"resolution": 33}, "resolution 33 is no multiple"),
-        ({"context_mask": HOLE[None]}, r"context_mask .*\(1, 40, 52\)"),
-        ({"blend_mask": HOLE > 0.5}, "blend_mask .*bool"),
-        ({"blend_mask": torch.zeros(40, 52)}, "blend mask is empty"),
+        ({"crop": CropSettings(resolution=33)}, "resolution 33 is not a multiple of 4"),
+        ({"crop": CropSettings(blend_mask=torch.zeros(40, 52))}, "blend mask is empty"),
         ({"exemplar_mask": torch.zeros(20, 12)}, "empty"),
     ],
 )

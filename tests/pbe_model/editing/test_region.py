@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from pbe_model.editing.crop_plan import CROPS, plan_region, plan_regions
+from pbe_model.editing.crop_settings import CropSettings
 from pbe_model.editing.mask import bounding_box, expand_hole, feather_hole
 from pbe_model.editing.region import crop, match_colour, photo_blend_mask, stitch, stitch_all
 
 from ..small import uniform
 
+AT_64 = CropSettings(resolution=64, multiple=16)
 SIZES = [(1, 1), (1, 37), (61, 64), (64, 64), (97, 203), (300, 40)]
 HOLES = {
     "pixel": (0.5, 0.5, 0, 0),
@@ -46,7 +48,7 @@ def smooth(size: tuple[int, int]) -> torch.Tensor:
 @pytest.mark.parametrize(("size", "where"), list(itertools.product(SIZES, HOLES)))
 def test_any_size_and_hole(size, where, mode):
     photo, hole = noise(size), hole_of(size, where)
-    region = plan_region(hole, mode=mode, resolution=64, size_multiple=16)
+    region = plan_region(hole, AT_64, mode=mode)
     image, hole_crop = crop(photo, hole[None], region)
 
     height, width = region.size
@@ -75,7 +77,7 @@ def test_any_size_and_hole(size, where, mode):
 def test_a_constant_photo_survives_crop_and_stitch(size, mode):
     photo = torch.full((1, *size, 3), 0.3)
     hole = hole_of(size, "centre")
-    region = plan_region(hole, mode=mode, resolution=64, size_multiple=16)
+    region = plan_region(hole, AT_64, mode=mode)
     image, _ = crop(photo, hole[None], region)
     assert torch.allclose(image, torch.tensor(0.3), atol=1e-6)
     assert torch.allclose(stitch(photo, image, region), photo, atol=1e-6)
@@ -85,7 +87,7 @@ def test_a_constant_photo_survives_crop_and_stitch(size, mode):
 @pytest.mark.parametrize("size", [(150, 150), (400, 620), (640, 201)])
 def test_an_unchanged_crop_changes_nothing_visibly(size, where):
     photo, hole = smooth(size), hole_of(size, where)
-    region = plan_region(hole, resolution=128, size_multiple=16)
+    region = plan_region(hole, CropSettings(resolution=128, multiple=16))
     image, _ = crop(photo, hole[None], region)
     assert (stitch(photo, image, region) - photo).abs().max() < 0.01
 
@@ -93,7 +95,7 @@ def test_an_unchanged_crop_changes_nothing_visibly(size, where):
 def test_a_crop_at_its_own_size_is_exact():
     photo, hole = noise((200, 300)), hole_of((200, 300), "all")
     hole[:], hole[80:110, 100:150] = 0, 1
-    region = plan_region(hole, resolution=96, size_multiple=16, context=96 / 54, blend=2)
+    region = plan_region(hole, CropSettings(resolution=96, multiple=16, context=96 / 54, blend=2))
     assert region.box == (77, 47, 173, 143)
     image, hole_crop = crop(photo, hole[None], region)
     assert torch.equal(image[0], photo[0, 47:143, 77:173])
@@ -107,7 +109,8 @@ def test_the_square_shifts_before_it_overflows():
     def box(x0, y0, x1, y1, **options):
         hole = torch.zeros(size)
         hole[y0:y1, x0:x1] = 1
-        return plan_region(hole, resolution=64, size_multiple=16, blend=0, **options).box
+        crop = CropSettings(resolution=64, multiple=16, blend=0, **options)
+        return plan_region(hole, crop).box
 
     assert box(140, 40, 160, 60, context=2) == (130, 30, 170, 70)  # centred
     assert box(0, 0, 20, 20, context=2) == (0, 0, 40, 40)  # in the corner
@@ -120,7 +123,7 @@ def test_the_square_shifts_before_it_overflows():
 
 def test_overflow_repeats_the_edges():
     photo, hole = noise((2, 4)), torch.ones(2, 4)
-    region = plan_region(hole, resolution=4, size_multiple=4)
+    region = plan_region(hole, CropSettings(resolution=4, multiple=4))
     image, hole_crop = crop(photo, hole[None], region)
     assert region.box == (0, -1, 4, 3)
     assert torch.equal(image[0], photo[0][[0, 0, 1, 1]])
@@ -155,19 +158,17 @@ def test_squash_takes_the_whole_photo_at_the_resolution(size):
 def test_a_thin_hole_survives_shrinking():
     hole = torch.zeros(1, 1000, 1000)
     hole[:, 333, :] = 1
-    _, hole_crop = crop(
-        noise((1000, 1000)), hole, plan_region(hole[0], resolution=64, size_multiple=16)
-    )
+    _, hole_crop = crop(noise((1000, 1000)), hole, plan_region(hole[0], AT_64))
     assert (hole_crop[0].max(0).values == 1).all()
 
 
 def test_blend_mask_fades_over_its_pixels_and_stops():
     hole = torch.zeros(40, 40)
     hole[:, :20] = 1
-    row = plan_region(hole, mode="whole", blend=4).photo_blend_mask[20]
+    row = plan_region(hole, CropSettings(blend=4), mode="whole").photo_blend_mask[20]
     expected = torch.tensor([1, 1, 0.875, 0.625, 0.375, 0.125, 0, 0])
     assert torch.allclose(row[18:26], expected)
-    hard = plan_region(hole, mode="whole", blend=0).photo_blend_mask
+    hard = plan_region(hole, CropSettings(blend=0), mode="whole").photo_blend_mask
     assert torch.equal(hard, hole)
 
 
@@ -175,18 +176,20 @@ def test_a_feathered_mask_widens_the_blend_zone_but_noise_does_not():
     hole = torch.zeros(60, 60)
     hole[20:40, 20:40] = 1
     feathered = feather_hole(hole, 8)
-    blend = plan_region(feathered, mode="whole", blend=2).photo_blend_mask
+    blend = plan_region(feathered, CropSettings(blend=2), mode="whole").photo_blend_mask
     row = blend[30, 36:52]
     assert (row[:4] == 1).all() and (row.diff() <= 0).all() and (row[-4:] == 0).all()
     assert 0 < row[8] < 1  # five pixels outside: beyond the 2 of `blend`
     noisy = torch.where(hole == 1, hole, torch.full_like(hole, 0.09))
-    plain, disturbed = (plan_region(mask, blend=3).photo_blend_mask for mask in (hole, noisy))
+    plain, disturbed = (
+        plan_region(mask, CropSettings(blend=3)).photo_blend_mask for mask in (hole, noisy)
+    )
     assert torch.equal(plain, disturbed)
 
 
 def test_stitch_broadcasts_and_takes_upscaled_crops():
     photo, hole = noise((80, 90)), hole_of((80, 90), "centre")
-    region = plan_region(hole, resolution=64, size_multiple=16)
+    region = plan_region(hole, AT_64)
     crops = torch.rand(3, 128, 128, 3)
     results = stitch(photo, crops, region)
     assert results.shape == (3, 80, 90, 3)
@@ -199,7 +202,7 @@ def test_stitch_broadcasts_and_takes_upscaled_crops():
 def test_stitch_neither_writes_to_its_inputs_nor_lets_nan_out_of_the_blend_zone():
     photo, hole = noise((80, 90)), hole_of((80, 90), "top left")
     before = photo.clone()
-    region = plan_region(hole, resolution=64, size_multiple=16)
+    region = plan_region(hole, AT_64)
     result = stitch(photo, torch.full((1, 64, 64, 3), float("nan")), region)
     outside = region.photo_blend_mask == 0
     assert torch.equal(photo, before)
@@ -210,23 +213,39 @@ def test_stitch_neither_writes_to_its_inputs_nor_lets_nan_out_of_the_blend_zone(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"mode": "half"}, "'half'; choose one of auto, whole"),
         ({"context": 0.5}, "context is 0.5"),
+        ({"context": float("nan")}, "context is nan"),
+        ({"resolution": 16384}, "resolution is 16384; give at most 10000"),
+        ({"context_mask": torch.ones(1, 4, 4)}, r"context_mask has shape \(1, 4, 4\)"),
+        ({"blend_mask": torch.ones(4, 4) > 0}, "blend_mask is of type torch.bool"),
         ({"blend": -1}, "blend is -1"),
-        ({"resolution": 500}, "500 is no multiple of 64.*use 512"),
+        ({"resolution": 500}, "500 is not a multiple of 64.*use 512"),
         ({"resolution": 0}, "use 64"),
     ],
 )
 def test_bad_values_are_named(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        plan_region(torch.ones(10, 10), **arguments)
+        CropSettings(multiple=64, **arguments)
+    if "resolution" in arguments:  # also where the model says later what it needs
+        with pytest.raises(ValueError, match=sentence):
+            CropSettings(**arguments).completed(resolution=256, multiple=64)
 
 
-def test_several_holes_know_the_modes_too():
+def test_what_is_left_open_is_the_models():
+    mask = torch.ones(4, 4)
+    crop = CropSettings(context=2, context_mask=mask).completed(resolution=96, multiple=32)
+    assert (crop.context, crop.resolution, crop.multiple) == (2, 96, 32)
+    assert crop.context_mask is mask and crop.blend_mask is None
+    assert CropSettings(resolution=64).completed(resolution=96, multiple=32).resolution == 64
+    published = CropSettings().completed()
+    assert (published.resolution, published.multiple) == (512, 64)
+
+
+def test_unknown_modes_are_named():
+    with pytest.raises(ValueError, match=r"'half'; choose one of auto, whole, squash$"):
+        plan_region(torch.ones(10, 10), mode="half")
     with pytest.raises(ValueError, match="'half'; choose one of auto, whole, squash, each"):
         plan_regions(torch.ones(10, 10), mode="half")
-    with pytest.raises(ValueError, match="context is nan"):
-        plan_regions(torch.ones(10, 10), mode="each", context=float("nan"))
 
 
 def test_bad_sizes_and_empty_masks_are_named():
@@ -236,9 +255,9 @@ def test_bad_sizes_and_empty_masks_are_named():
         plan_regions(torch.zeros(10, 10), mode="each")
     for name in ("context", "blend"):
         with pytest.raises(ValueError, match=rf"{name} mask has shape \(10, 9\).*\(10, 10\)"):
-            plan_region(torch.ones(10, 10), **{f"{name}_mask": torch.ones(10, 9)})
+            plan_region(torch.ones(10, 10), CropSettings(**{f"{name}_mask": torch.ones(10, 9)}))
     with pytest.raises(ValueError, match="blend mask is empty"):
-        plan_region(torch.ones(10, 10), blend_mask=torch.zeros(10, 10))
+        plan_region(torch.ones(10, 10), CropSettings(blend_mask=torch.zeros(10, 10)))
     with pytest.raises(ValueError, match="blend mask is empty"):
         plan_each(squares((20, 20), (150, 90)), blend_mask=torch.zeros(120, 200))
     region = plan_region(torch.ones(10, 12))
@@ -260,7 +279,7 @@ def squares(*corners: tuple[int, int], side: int = 10, size: tuple[int, int] = (
 
 
 def plan_each(hole_mask: torch.Tensor, **options):
-    return plan_regions(hole_mask, mode="each", resolution=32, size_multiple=16, **options)
+    return plan_regions(hole_mask, CropSettings(resolution=32, multiple=16, **options), mode="each")
 
 
 def test_one_hole_by_itself_is_auto():
@@ -268,7 +287,7 @@ def test_one_hole_by_itself_is_auto():
     hole[100, 180] = 0.3  # a faint speck belongs to the hole as well
     shares = hole.roll(4, 1)
     for options in ({}, {"blend_mask": shares}):
-        auto = plan_region(hole, resolution=32, size_multiple=16, **options)
+        auto = plan_region(hole, CropSettings(resolution=32, multiple=16, **options))
         [each] = plan_each(hole, **options)
         assert torch.equal(auto.blend_mask, each.blend_mask)
         assert (auto.box, auto.size, auto.blend_box) == (each.box, each.size, each.blend_box)
@@ -284,7 +303,7 @@ def test_distant_holes_have_crops_of_their_own():
         alone = squares((x, y))
         assert torch.equal(region.photo_blend_mask, plan_each(alone, blend=2)[0].photo_blend_mask)
     together = photo_blend_mask(regions)
-    assert torch.equal(together, plan_region(hole, blend=2).photo_blend_mask)
+    assert torch.equal(together, plan_region(hole, CropSettings(blend=2)).photo_blend_mask)
 
 
 @pytest.mark.parametrize(
@@ -404,8 +423,8 @@ def test_the_blend_mask_is_apart_from_the_hole():
     photo, hole = noise((120, 200)), squares((80, 50))
     shares = torch.zeros(120, 200)
     shares[45:65, 82:95], shares[47, 99] = 0.5, 1.5
-    plain = plan_region(hole, resolution=32, size_multiple=16)
-    region = plan_region(hole, resolution=32, size_multiple=16, blend_mask=shares)
+    plain = plan_region(hole, CropSettings(resolution=32, multiple=16))
+    region = plan_region(hole, CropSettings(resolution=32, multiple=16, blend_mask=shares))
     assert torch.equal(region.photo_blend_mask, shares.clamp(0, 1))
     assert region.box[2] == 100 and plain.box[2] < 100  # the crop holds it
     _, seen = crop(photo, hole[None], region)
@@ -422,7 +441,8 @@ def test_a_blend_mask_inside_the_crop_leaves_the_crop_alone():
     photo, hole = noise((120, 200)), feather_hole(squares((80, 50), side=20), 4)
     shares = expand_hole(hole, 2)
     regions = [
-        plan_region(hole, blend_mask=mask) for mask in (shares, shares * 0.3, feather_hole(hole, 2))
+        plan_region(hole, CropSettings(blend_mask=mask))
+        for mask in (shares, shares * 0.3, feather_hole(hole, 2))
     ]
     assert len({region.box for region in regions}) == 1
     images, holes = zip(*(crop(photo, hole[None], region) for region in regions), strict=True)
@@ -433,7 +453,7 @@ def test_a_blend_mask_inside_the_crop_leaves_the_crop_alone():
 def test_invisible_shares_are_none():
     hole = squares((80, 50))
     tail = torch.full((120, 200), 0.001)
-    region = plan_region(hole, blend_mask=torch.maximum(hole, tail))
+    region = plan_region(hole, CropSettings(blend_mask=torch.maximum(hole, tail)))
     assert torch.equal(region.photo_blend_mask, hole)
 
 
@@ -457,7 +477,7 @@ def rim_step(picture: torch.Tensor, original: torch.Tensor, hole: torch.Tensor) 
 @pytest.mark.parametrize("where", ["centre", "bottom right", "wide", "pixel"])
 def test_a_cast_leaves_no_step_when_it_is_matched(where):
     photo, hole = smooth((96, 144)), hole_of((96, 144), where)
-    region = plan_region(hole, resolution=64, size_multiple=16)
+    region = plan_region(hole, AT_64)
     original, seen = crop(photo, hole[None], region)
     cast = original * 0.8 + torch.tensor([0.1, 0.02, -0.02])  # darker, and another hue
     matched = match_colour(cast, original, seen)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pbe_model import PaintByExample, edit
-from training.evaluation.evaluate import Painter, evaluate_demo, evaluate_pairs
+from training.evaluation.evaluate import Painting, evaluate_demo, evaluate_pairs, score_pairs
 from training.evaluation.measures import descriptor, mean_laplacian, outline_step, psnr, wilson
 from training.evaluation.pairs import CANDIDATES, Pair, draw_candidates, load_pairs
 from training.evaluation.table import TRUTH, Row, Scores, format_table
@@ -134,22 +134,25 @@ def test_peak_signal_to_noise_ratio() -> None:
 
 
 def test_painting_together_is_painting_alone(pairs: Path, model: PaintByExample) -> None:
-    found = load_pairs(pairs, 3)
-    painter = Painter(model, found, seed=7)
-    context = painter.encode([pair.exemplar for pair in found])
-    for similarity in (0.0, 1.0, 3.0):
-        together = painter.paint(context, similarity, steps=2)
-        for i, pair in enumerate(found):
+    found, shown = load_pairs(pairs, 12), {}
+    paintings = [Painting(similarity=similarity) for similarity in (0.0, 1.0, 3.0)]
+    paintings.append(Painting(similarity=3.0, shuffled=True))
+    score_pairs(model, found, paintings, steps=2, sampler="dpmpp_2m", seed=7, batch=5,
+                show=lambda name, i, picture: shown.__setitem__((name, i), picture))  # fmt: skip
+    groups = [pair.group for pair in found]
+    for i in (0, 4, 6, 11):
+        for painting in paintings:
+            other = draw_candidates(groups, i, seed=7)[1]
             alone = edit(
                 model,
-                pair.photo,
-                pair.hole_mask,
-                pair.exemplar,
+                found[i].photo,
+                found[i].hole_mask,
+                found[other if painting.shuffled else i].exemplar,
                 steps=2,
-                similarity=similarity,
+                similarity=painting.similarity,
                 seed=7 + i,
             ).images[0]
-            torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-4)
+            torch.testing.assert_close(shown[painting.name, i], alone, rtol=0, atol=1e-4)
 
 
 def test_candidates_are_keyed_and_of_other_groups() -> None:

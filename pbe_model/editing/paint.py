@@ -1,0 +1,180 @@
+"""How the package's own model paints a batch of crops: encode, sample with guidance, decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..model import PaintByExample
+from ..networks.exemplar_encoder import normalise
+from ..networks.inputs import latent_keep_mask, masked_image
+from ..sampling.samplers import Callback, Denoise, guidance, sample
+from .batch import repeat_rows
+from .exemplar_image import Fit, preprocess
+
+
+@dataclass(frozen=True)
+class InpaintInputs:
+    """What the denoiser is told of the crops, on the model's device.
+
+    Attributes:
+        latent: Scaled latent of the crops as they are, `(B, 4, h, w)`.
+        masked_latent: Scaled latent of the crops with their holes grey, `(B, 4, h, w)`, or
+            `(N * B, 4, h, w)` where each of N variations has its own sample of it.
+        keep_mask: `(B, 1, h, w)`, 1 = keep.
+    """
+
+    latent: Tensor
+    masked_latent: Tensor
+    keep_mask: Tensor
+
+
+def initial_noise(
+    seed: int, shape: tuple[int, int, int], num_images: int = 1, num_crops: int = 1
+) -> Tensor:
+    """Noise of a batch: image `i` is drawn from seed `seed + i`, so that it can be drawn alone.
+
+    Args:
+        seed: Non-negative.
+        shape: Of one latent, `(4, h, w)`.
+        num_images: Images in the batch.
+        num_crops: Crops of each image. They are drawn from its seed one after another, so the
+            first does not depend on how many follow.
+
+    Returns:
+        float32 `(num_images * num_crops, 4, h, w)` on the CPU, the same on every machine; the
+        crops of one image side by side.
+    """
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(num_images)]
+    # One crop at a time: drawn together, the numbers would be different ones.
+    return torch.stack(
+        [torch.randn(shape, generator=g) for g in generators for _ in range(num_crops)]
+    )
+
+
+def encode_exemplar(
+    model: PaintByExample,
+    exemplar: Tensor,
+    *,
+    fit: Fit = "squash",
+    exemplar_mask: Tensor | None = None,
+) -> Tensor:
+    """Exemplar `(H, W, 3)` in [0, 1] to context `(1, M, D)`; see `exemplar_image.preprocess`."""
+    size = model.config.exemplar.image_size
+    pixels = preprocess(exemplar, size, fit=fit, exemplar_mask=exemplar_mask)
+    return model.encoder(normalise(pixels[None]).to(model.device, model.dtype))
+
+
+def encode_crops(
+    model: PaintByExample,
+    crops: Tensor,
+    hole_masks: Tensor,
+    posterior_noise: Tensor | None = None,
+) -> InpaintInputs:
+    """Encode crops and their holes by the official rule (hole = mask > 0.5, filled with grey).
+
+    Args:
+        model: Supplies the first stage.
+        crops: `(B, h, w, 3)` in [0, 1].
+        hole_masks: `(B, h, w)`, 1 = repaint.
+        posterior_noise: Standard normal `(N * B, 4, h', w')`: N samples of the posterior of the
+            masked latents. `None` takes its mode.
+    """
+    pixels = (crops.movedim(-1, 1) * 2 - 1).to(model.device, model.dtype)
+    hole = (hole_masks[:, None] > 0.5).to(pixels)
+    factor = model.config.vae.downscale
+    size = (pixels.shape[-2] // factor, pixels.shape[-1] // factor)
+    if posterior_noise is not None:
+        posterior_noise = posterior_noise.to(pixels).unflatten(0, (-1, len(pixels)))
+    masked_latent = model.encode(masked_image(pixels, 1 - hole), posterior_noise)
+    return InpaintInputs(
+        latent=model.encode(pixels),
+        masked_latent=masked_latent.flatten(0, -4),
+        keep_mask=latent_keep_mask(hole, size),
+    )
+
+
+def guided(
+    model: PaintByExample, inputs: InpaintInputs, context: Tensor, similarity: float
+) -> Denoise:
+    """The denoiser with classifier-free guidance, as samplers take it: noise or v, as it says.
+
+    Args:
+        model: To evaluate.
+        inputs: One crop or several; a batch to denoise may repeat them as a whole.
+        context: Exemplar tokens, `(1, M, D)` for all crops or `(B, M, D)`.
+        similarity: Guidance scale: 0 ignores the exemplar, 1 is the model as it is, more follows
+            the exemplar more closely.
+    """
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        batch = len(x)
+        positive, negative = repeat_rows(context, batch), model.encoder.unconditional(batch)
+        # At 0 and 1 one branch has no weight, so it need not be computed.
+        branches = {0.0: negative, 1.0: positive}.get(similarity)
+        if branches is None:
+            branches = torch.cat([negative, positive])
+        output = model.predict_noise(
+            x.to(model.dtype),
+            t.round(),  # it was trained on whole timesteps
+            repeat_rows(inputs.masked_latent, batch),
+            repeat_rows(inputs.keep_mask, batch),
+            branches,
+        ).to(x.dtype)
+        if len(output) == batch:
+            return output
+        output_uncond, output_cond = output.chunk(2)
+        return guidance(output_uncond, output_cond, similarity)
+
+    return denoise
+
+
+@torch.inference_mode()
+def paint_crops(
+    model: PaintByExample,
+    inputs: InpaintInputs,
+    context: Tensor,
+    noise: Tensor,
+    *,
+    similarity: float,
+    steps: int,
+    sampler: str,
+    strength: float = 1.0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Paint exemplars into the holes of crops.
+
+    Args:
+        model: Paints.
+        inputs: B crops, from `encode_crops`.
+        context: Exemplar tokens, `(1, M, D)` for all crops or `(B, M, D)`.
+        noise: Standard normal `(N * B, 4, h, w)`, to paint N variations from.
+        similarity: Guidance scale; 0 ignores the exemplar.
+        steps: Sampling steps.
+        sampler: One of `samplers.SAMPLERS`.
+        strength: Share of the steps that are run; below 1 the hole keeps some of its content.
+        callback: Called after each step with its index, their number and the current latent.
+
+    Returns:
+        `(N * B, h, w, 3)` in [0, 1], float32 on the model's device.
+
+    Raises:
+        ValueError: Unknown sampler, bad steps or strength, or a result that is not finite.
+    """
+    latent = sample(
+        sampler,
+        guided(model, inputs, context, similarity),
+        noise.to(model.device),
+        model.schedule,
+        steps,
+        init_latent=repeat_rows(inputs.latent.float(), len(noise)),
+        strength=strength,
+        callback=callback,
+    )
+    painted = (model.decode(latent.to(model.dtype)).float().movedim(1, -1) + 1) / 2
+    if not torch.isfinite(painted).all():
+        remedy = "load it as float32" if model.dtype != torch.float32 else "lower the similarity"
+        raise ValueError(f"the result is not finite with the model in {model.dtype}; {remedy}")
+    return painted

@@ -1,0 +1,148 @@
+"""Several photos at once: what is painted goes back to where it was cut out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pbe_model import CropSettings, PaintByExample, edit
+from pbe_model.editing.batch import BatchEditor, repeat_rows
+from pbe_model.editing.paint import encode_crops, encode_exemplar, initial_noise, paint_crops
+from pbe_model.editing.region import crop, match_colour
+
+from ..small import small_model, uniform
+
+AT_32 = CropSettings(resolution=32, multiple=16, context=1.2)
+PHOTOS = [uniform(40, 52, 3), uniform(64, 48, 3, seed=1), uniform(33, 70, 3, seed=2)]
+
+
+def hole(number: int, *boxes: tuple[int, int, int, int]) -> Tensor:
+    """Mask of a photo's size."""
+    mask = torch.zeros(PHOTOS[number].shape[:2])
+    for x0, y0, x1, y1 in boxes:
+        mask[y0:y1, x0:x1] = 1
+    return mask
+
+
+HOLES = [
+    hole(0, (3, 4, 12, 12), (36, 26, 46, 36)),
+    hole(1, (20, 20, 30, 34)),
+    hole(2, (2, 2, 10, 9), (30, 12, 38, 20), (58, 24, 66, 31)),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> PaintByExample:
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def editor() -> BatchEditor:
+    return BatchEditor(PHOTOS, HOLES, [AT_32] * 3, mode="each")
+
+
+def test_the_crops_of_all_photos_are_one_batch(editor: BatchEditor) -> None:
+    assert editor.owners == [0, 0, 1, 2, 2, 2]
+    assert editor.crops.shape == (6, 32, 32, 3) and editor.hole_masks.shape == (6, 32, 32)
+    flat = [region for regions in editor.regions for region in regions]
+    for i, (owner, region) in enumerate(zip(editor.owners, flat, strict=True)):
+        image, hole_mask = crop(PHOTOS[owner][None], HOLES[owner][None], region)
+        assert torch.equal(editor.crops[i], image[0])
+        assert torch.equal(editor.hole_masks[i], hole_mask[0])
+
+
+def test_every_variation_goes_back_to_its_place(editor: BatchEditor) -> None:
+    """Crop i of variation n is painted in a grey of its own."""
+
+    def paint(crops: Tensor, hole_masks: Tensor) -> Tensor:
+        assert crops is editor.crops and hole_masks is editor.hole_masks
+        greys = torch.arange(12) / 12  # two variations
+        return greys[:, None, None, None].expand(12, *crops.shape[1:])
+
+    results = editor.edit(paint)
+    first = 0
+    for photo, mask, result in zip(PHOTOS, HOLES, results, strict=True):
+        holes = len(result.regions)
+        assert result.images.shape == (2, *photo.shape) and len(result.crops) == 2 * holes
+        for n, image in enumerate(result.images):
+            kept = result.blend_mask == 0
+            assert torch.equal(image[kept], photo[kept])
+            assert result.region.photo_size == tuple(mask.shape)
+            for k, region in enumerate(result.regions):
+                inside = (region.photo_blend_mask == 1)[..., None].expand_as(image)
+                grey = torch.tensor((6 * n + first + k) / 12)
+                torch.testing.assert_close(image[inside].mean(), grey)
+                torch.testing.assert_close(result.crops[n * holes + k].mean(), grey)
+        first += holes
+
+
+def test_what_is_painted_is_matched_truncated_and_pasted_as_asked(editor: BatchEditor) -> None:
+    painted = uniform(12, 32, 32, 3, seed=5)
+
+    def edited(**options: bool) -> Tensor:
+        results = editor.edit(lambda crops, hole_masks: painted, **options)
+        return torch.cat([r.crops.unflatten(0, (2, -1)) for r in results], dim=1).flatten(0, 1)
+
+    assert torch.equal(edited(), painted)
+    assert torch.equal(edited(truncate=True), (painted * 255).floor() / 255)
+    originals, holes = editor.crops.repeat(2, 1, 1, 1), editor.hole_masks.repeat(2, 1, 1)
+    assert torch.equal(edited(colour_match=True), match_colour(painted, originals, holes))
+    for result in editor.edit(lambda crops, hole_masks: painted, paste_back=False):
+        assert torch.equal(result.images, result.crops)
+
+
+def test_photos_painted_together_are_those_painted_alone(
+    model: PaintByExample, editor: BatchEditor
+) -> None:
+    """Each with an exemplar and a seed of its own."""
+    exemplars = [uniform(20, 12, 3, seed=i) for i in range(3)]
+
+    def paint(crops: Tensor, hole_masks: Tensor) -> Tensor:
+        contexts = torch.cat([encode_exemplar(model, exemplar) for exemplar in exemplars])
+        noises = [
+            initial_noise(7 + i, (4, 16, 16), num_crops=len(regions))
+            for i, regions in enumerate(editor.regions)
+        ]
+        return paint_crops(
+            model,
+            encode_crops(model, crops, hole_masks),
+            contexts[editor.owners],
+            torch.cat(noises),
+            similarity=3.0,
+            steps=2,
+            sampler="dpmpp_2m",
+        )
+
+    with torch.inference_mode():
+        results = editor.edit(paint)
+    for i, result in enumerate(results):
+        alone = edit(model, PHOTOS[i], HOLES[i], exemplars[i], steps=2, similarity=3.0,
+                     seed=7 + i, region="each", crop=CropSettings(context=1.2))  # fmt: skip
+        torch.testing.assert_close(result.images, alone.images, rtol=0, atol=1e-4)
+
+
+def test_masks_are_brought_to_their_photos() -> None:
+    small = torch.zeros(20, 26)
+    small[6:11, 9:15] = 1
+    shown = torch.zeros(80, 104)
+    shown[:4, :4] = 1
+    settings = CropSettings(resolution=32, multiple=16, context_mask=shown)
+    editor = BatchEditor(PHOTOS[:1], [small], [settings])
+    [[region]] = editor.regions
+    assert region.photo_size == (40, 52) and region.box[:2] == (0, 0)
+
+
+def test_what_does_not_go_together_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match=r"crops of 3 sizes.*region mode 'auto'"):
+        BatchEditor(PHOTOS, HOLES, [CropSettings(resolution=32, multiple=4)] * 3, mode="whole")
+    with pytest.raises(ValueError, match=r"image has shape \(1, 40, 52, 3\)"):
+        BatchEditor([PHOTOS[0][None]], HOLES[:1], [AT_32])
+    with pytest.raises(ValueError, match=r"hole_mask is of type torch\.bool"):
+        BatchEditor(PHOTOS[:1], [HOLES[0] > 0.5], [AT_32])
+
+
+def test_rows_are_repeated_as_a_whole() -> None:
+    rows = torch.arange(6).view(2, 3)
+    assert torch.equal(repeat_rows(rows, 4), torch.cat([rows, rows]))
+    assert torch.equal(repeat_rows(rows[:1], 3), rows[:1].expand(3, -1))
