@@ -4,7 +4,7 @@ The objects are cut-outs that the bundled model was never trained on, ten of ten
 into three photos: the photos are prepared and trained on as a user's would be, by the commands of
 `pbe-train`. Then other pictures of the same objects are painted into other photos, before other
 backgrounds, by the model before and after, and a plain descriptor has to tell the right exemplar
-from seven others (`training.evaluate`).
+from seven others (`training.evaluation`).
 
     pbe-train prepare demo --out data/demo --count 1        # cut-outs and backgrounds
     python -m benchmarks.finetune --data data/demo --out runs/finetune-benchmark

@@ -33,10 +33,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pbe_model import PaintByExample, edit
+from pbe_model.checkpoints.load import BUNDLED
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = ROOT / "pbe_model/assets/scenes"
-BUNDLED = ROOT / "pbe_model/assets/tiny.safetensors"
 
 REGION_SIZES = ((64, 64), (40, 150), (150, 40), (97, 203), (11, 17), (240, 320), (1, 60), (33, 31))
 REGION_HOLES = (

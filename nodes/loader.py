@@ -17,7 +17,7 @@ from .category import CATEGORY
 from .exemplar import PBEEncoder
 from .folders import MODEL_EXTENSIONS, MODEL_FOLDER
 
-BUNDLED = "bundled demo"
+BUNDLED_CHOICE = "bundled demo"
 FOLDERS = (MODEL_FOLDER, "checkpoints")
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
     "default": None,
@@ -46,7 +46,7 @@ class PBELoader(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=_choices(),
-                    default=BUNDLED,
+                    default=BUNDLED_CHOICE,
                     tooltip=(
                         "The small model that comes with this pack, or a file in "
                         "models/paint_by_example or models/checkpoints: official .ckpt, "
@@ -130,7 +130,7 @@ def _choices() -> list[str]:
         if os.path.splitext(name)[1].lower() in MODEL_EXTENSIONS
     ]
     files = [file for file in files if not any(part in file for part in parts)]
-    return [BUNDLED, *files, *folders]
+    return [BUNDLED_CHOICE, *files, *folders]
 
 
 def _diffusers_folders() -> dict[str, str]:
@@ -156,7 +156,7 @@ def _path(choice: str) -> str | None:
 
     The host has checked the choice against the list; this resolves it inside its folder again.
     """
-    if choice == BUNDLED:
+    if choice == BUNDLED_CHOICE:
         return None
     if choice in (folders := _diffusers_folders()):
         return folders[choice]

@@ -49,7 +49,7 @@ class PBESaveExemplar(io.ComfyNode):
         exemplar = EncodedExemplar(_only("positive", positive), _only("negative", negative))
         path = PurePath(name.strip())
         if not path.parts or path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{name!r} is no name for a file; give one such as cat or pets/cat")
+            raise ValueError(f"{name!r} is not a name for a file; give one such as cat or pets/cat")
         folder, stem, number, subfolder, _ = folder_paths.get_save_image_path(
             str(path), saved_exemplars()
         )

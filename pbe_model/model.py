@@ -1,12 +1,12 @@
 """Paint by Example: first stage, exemplar encoder and denoiser together.
 
-Tensors in, tensors out. The whole edit of a photo, with cropping and stitching, is in `edit`.
+Tensors in, tensors out. There is no single forward pass: sampling takes the parts one by one. The
+whole edit of a photo, with cropping and stitching, is `editing.edit`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,3 @@ class PaintByExample(nn.Module):
             `(K * B, 4, h, w)`.
         """
         return self.unet(unet_input(noisy, masked_latent, keep_mask), timesteps, context)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Not callable: use `edit`, or the parts."""
-        raise TypeError("PaintByExample has no forward pass; use edit() or its parts")

@@ -189,7 +189,7 @@ def load_model(
 
     Args:
         config: Architecture.
-        state_dict: Of the denoiser, names without prefix.
+        state_dict: The denoiser's weights, names without prefix.
         latent_format: From `first_stage.latent_format`.
         weight_dtype: How weights are kept; None lets the host choose.
         attention: See `attention.attention_backend`.

@@ -72,7 +72,7 @@ def _preview_colours(config: VAEConfig, vae: comfy.sd.VAE) -> tuple[Tensor, Tens
     side = 8 * config.downscale
     latents = vae.encode(colours[:, None, None].expand(-1, side, side, -1)) * config.scale_factor
     latents = latents[:, :, 2:-2, 2:-2].mean(dim=(2, 3)).float().cpu()  # (64, C), without the rim
-    # A damaged VAE shall fail where it is used, with a sentence, and not here.
+    # A damaged VAE should fail where it is used, with a sentence, and not here.
     features = torch.cat([latents.nan_to_num(), torch.ones(len(latents), 1)], dim=1)
     solution = torch.linalg.lstsq(features, colours * 2 - 1).solution
     return solution[:-1], solution[-1]

@@ -181,10 +181,10 @@ def _parse(
     try:
         values = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"no JSON ({error})") from error
+        raise ValueError(f"not JSON ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(
-            f"{shown(text, 40)} is no JSON object; give the options of pbe edit by name"
+            f"{shown(text, 40)} is not a JSON object; give the options of pbe edit by name"
         )
     args = parser.parse_args([_argument(name, value) for name, value in values.items()])
     for name in FILES:

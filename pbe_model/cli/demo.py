@@ -23,7 +23,7 @@ SEEDS = 3
 SIMILARITY = 3.0
 SIMILARITIES = (0.0, 1.0, 3.0, 5.0)
 SIMILARITY_SCENES = 2
-"""Of the first so many scenes the sheet shows the rise of the similarity."""
+"""Number of scenes that the sheet shows at rising similarity."""
 
 _CELL = (224, 168)
 _LABEL = 22

@@ -24,7 +24,7 @@ FILES = {
     "mask": "where to paint: white = repaint",
     "exemplar": "picture of what to paint there",
     "exemplar_mask": "which part of the exemplar counts: white",
-    "context_mask": "what the model shall see besides: white",
+    "context_mask": "what else the model should see: white",
     "blend_mask": "share of the result in each pixel: white = all; in place of --blend",
 }
 """Options that name a picture to read, and what it is."""

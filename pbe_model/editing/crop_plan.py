@@ -168,7 +168,7 @@ def _check_masks(hole_mask: Tensor, crop: CropSettings) -> None:
     if crop.blend_mask is not None and not (crop.blend_mask > _INVISIBLE).any():
         raise ValueError(
             "the blend mask is empty, so nothing of the photo would change; paint white where "
-            "the result shall show, or leave the blend mask out"
+            "the result should show, or leave the blend mask out"
         )
 
 

@@ -102,7 +102,7 @@ def weighted_mean(contexts: Tensor, weights: Sequence[float] | None = None) -> T
         )
     for weight in weights:
         if not 0 <= weight < math.inf:
-            raise ValueError(f"{weight:g} is no weight; give numbers of at least 0")
+            raise ValueError(f"{weight:g} is not a weight; give numbers of at least 0")
     largest = max(weights)
     if largest == 0:
         raise ValueError("all weights are 0; give at least one exemplar a weight above 0")
@@ -123,6 +123,6 @@ def parse_weights(text: str) -> list[float] | None:
             weights.append(float(word))
         except ValueError:
             raise ValueError(
-                f"{word!r} is no weight; write one number for each exemplar, such as 1, 0.5"
+                f"{word!r} is not a weight; write one number for each exemplar, such as 1, 0.5"
             ) from None
     return weights or None

@@ -25,12 +25,7 @@ from .mask_shapes import Box, bezier_mask, box_mask, extend_box
 Shape = Literal["as is", "box", "bezier", "hull"]
 SHAPES: tuple[str, ...] = get_args(Shape)
 
-_CURVE_TIMES = np.arange(1, 19)[:, None] * 0.05
-_JITTER_STEPS = 5
-_MOST_BETWEEN = 2**28
-
-
-# ---- what an artist does to a mask -------------------------------------------------------------
+_MOST_BETWEEN = 2**28  # pixels of a mask resized in the first of two directions
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -44,13 +39,13 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
         (..., h, w).
 
     Raises:
-        ValueError: A line is to become a picture, with gigabytes between the two.
+        ValueError: The shapes differ so much that gigabytes would lie between the two.
     """
     if tuple(mask.shape[-2:]) == tuple(size):
         return mask
-    if mask.shape[-2] * size[1] > _MOST_BETWEEN:  # what there is after the first of two directions
+    if mask.shape[-2] * size[1] > _MOST_BETWEEN:
         raise ValueError(
-            f"a mask of {mask.shape[-1]} x {mask.shape[-2]} pixels does not go with a photo of "
+            f"a mask of {mask.shape[-1]} x {mask.shape[-2]} pixels does not fit a photo of "
             f"{size[1]} x {size[0]}; give one of about the same shape"
         )
     flat = mask.reshape(-1, 1, *mask.shape[-2:])
@@ -74,7 +69,7 @@ def bounding_box(hole_mask: Tensor, threshold: float = 0.5) -> Box:
         height, width = hole_mask.shape
         raise ValueError(
             f"the mask is empty: none of its {width}x{height} pixels is above {threshold:g}; "
-            "paint white where the exemplar shall go"
+            "paint white where the exemplar should go"
         )
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
@@ -192,7 +187,7 @@ def augment(
         feather: Pixels of soft edge to either side.
         fill_holes: Fill islands enclosed by the hole.
         drop_specks: Parts of fewer pixels than this are removed; the largest always stays.
-        seed: Of the random shapes. Variation k of mask b depends on (seed, b, k) only.
+        seed: Variation k of mask b depends on (seed, b, k) only.
         variations: How many of each mask.
 
     Returns:

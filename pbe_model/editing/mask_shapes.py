@@ -21,8 +21,8 @@ def box_mask(height: int, width: int, box: Box) -> np.ndarray:
     """Hole mask of a box.
 
     Args:
-        height: Of the mask, in pixels.
-        width: Of the mask, in pixels.
+        height: The mask's height in pixels.
+        width: Its width.
         box: What overflows the picture is cut off.
 
     Returns:
@@ -41,8 +41,8 @@ def extend_box(
 
     Args:
         box: Inside the picture, whole pixels.
-        height: Of the picture.
-        width: Of the picture.
+        height: The picture's height in pixels.
+        width: Its width.
         rng: Source of the four draws (left, top, right, bottom).
         amount: The paper's 0.4.
 
@@ -69,8 +69,8 @@ def bezier_mask(
     """The paper's randomly shaped hole: the polygon of `bezier_outline`.
 
     Args:
-        height: Of the mask, in pixels.
-        width: Of the mask, in pixels.
+        height: The mask's height in pixels.
+        width: Its width.
         box: The object's box; the curves start and end at its corners.
         extended_box: The same box, each side moved outward (see `extend_box`).
         rng: Source of the jitter. The same state gives the same mask.
@@ -144,7 +144,7 @@ def polygon_mask(outline: list[float], window: Box, *, value: int = 1) -> np.nda
     Args:
         outline: x0, y0, x1, y1, ... in pixels of the picture.
         window: The part of the picture to draw, from 0, 0 on.
-        value: Of the pixels inside, 1 to 255; those outside are 0.
+        value: What pixels inside are set to, 1 to 255; those outside are 0.
 
     Returns:
         (height, width) uint8 of the window, read-only.

@@ -38,7 +38,7 @@ def initial_noise(
 
     Args:
         seed: Non-negative.
-        shape: Of one latent, `(4, h, w)`.
+        shape: One latent's, `(4, h, w)`.
         num_images: Images in the batch.
         num_crops: Crops of each image. They are drawn from its seed one after another, so the
             first does not depend on how many follow.

@@ -259,7 +259,7 @@ def check_the_vae_is_ours(parts: Parts) -> None:
 def check_the_host_can_load_the_model_once_more(_: Parts) -> None:
     """As it does to compile a model whose weights it would else stream, or for a second card."""
     loader = ours("nodes.loader")
-    model = loader.PBELoader.execute(loader.BUNDLED, "default", "auto").args[0]
+    model = loader.PBELoader.execute(loader.BUNDLED_CHOICE, "default", "auto").args[0]
     again = model.clone(force_deepcopy=True)
     assert type(again.model) is type(model.model) and again.model is not model.model
     weights = model.model.diffusion_model.state_dict()

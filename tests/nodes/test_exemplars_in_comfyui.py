@@ -180,8 +180,8 @@ def test_pictures_of_different_shapes_merge_with_the_host_s_average(host: Host, 
     [
         ("1", "the number of weights is 1 and that of exemplars 2"),
         ("1, 2, 3", "the number of weights is 3 and that of exemplars 2"),
-        ("1, much", "'much' is no weight; write one number for each exemplar"),
-        ("1, -1", "-1 is no weight"),
+        ("1, much", "'much' is not a weight; write one number for each exemplar"),
+        ("1, -1", "-1 is not a weight"),
         ("0, 0", "all weights are 0"),
     ],
 )
@@ -245,7 +245,7 @@ def test_names_that_lead_elsewhere_are_refused(host: Host, model, pictures, name
 
     run(host, encoding("first"))
     before = files()
-    assert "is no name for a file; give one such as cat or pets/cat" in failure(
+    assert "is not a name for a file; give one such as cat or pets/cat" in failure(
         host, encoding("first", file=name)
     )
     assert files() == before

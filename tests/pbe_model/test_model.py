@@ -73,8 +73,3 @@ def test_decode_is_clamped(model):
 def test_device_and_type_are_those_of_the_weights(model):
     assert (model.device.type, model.dtype) == ("cpu", torch.float32)
     assert small_model().half().dtype == torch.float16
-
-
-def test_it_is_not_callable(model):
-    with pytest.raises(TypeError, match="edit"):
-        model(noise(1, 9, 8, 8))

@@ -210,7 +210,7 @@ def test_a_log_of_anything_is_taken_back(tmp_path: Path) -> None:
 )
 def test_bad_pairs(line: str, tmp_path: Path) -> None:
     put(tmp_path / "val/pairs.jsonl", line)
-    sentence(lambda: load_pairs(tmp_path, 1), "^line 1 of .* is no pair")
+    sentence(lambda: load_pairs(tmp_path, 1), "^line 1 of .* is not a pair")
 
 
 def test_pairs_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

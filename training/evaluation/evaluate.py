@@ -33,7 +33,7 @@ from training.evaluation.pairs import SPLIT, Pair, draw_candidates, load_pairs
 from training.evaluation.table import TRUTH, Evaluation, Row, Scores
 
 SIMILARITY = 3.0
-"""Of a single row, and of the control with shuffled exemplars."""
+"""Guidance scale of a single row, and of the control with shuffled exemplars."""
 
 _SHOWN = 12
 
@@ -52,7 +52,7 @@ class Painting:
 
     @property
     def name(self) -> str:
-        """Of the row."""
+        """The row's name."""
         return f"{'shuffled, ' if self.shuffled else ''}similarity {self.similarity:g}"
 
 
@@ -77,13 +77,13 @@ def evaluate_demo(
 
     Args:
         root: Folder made by `pbe-train prepare demo`.
-        model: To be measured.
+        model: What is measured.
         split: Folder in `root` with `pairs.jsonl`, the pictures that it names, and nothing that
             the model was trained on; or one of things it was trained on, to compare.
         pairs: The first so many of the set; cut-outs take turns in it.
         steps: Sampling steps.
         sampler: One of `pbe_model.sampling.samplers.SAMPLERS`.
-        seed: Of candidates and noise.
+        seed: Decides candidates and noise.
         batch: Pairs painted at once; does not change what is drawn.
 
     Raises:
@@ -121,12 +121,12 @@ def evaluate_pairs(
     The model may be on any device and of any type; the pairs stay on the CPU.
 
     Args:
-        model: To be measured.
-        pairs: From `load_pairs`; of nine groups or more.
+        model: What is measured.
+        pairs: From `load_pairs`; they show nine groups of objects or more.
         similarity: Guidance scale.
         steps: Sampling steps.
         sampler: One of `pbe_model.sampling.samplers.SAMPLERS`.
-        seed: Of candidates and noise.
+        seed: Decides candidates and noise.
         batch: Pairs painted at once; does not change what is drawn.
 
     Returns:
@@ -159,12 +159,12 @@ def score_pairs(
     All paintings of a pair start from the same noise, so they differ in what is painted alone.
 
     Args:
-        model: To be measured.
-        pairs: Of nine groups or more.
+        model: What is measured.
+        pairs: They show nine groups of objects or more.
         paintings: A row each.
         steps: Sampling steps.
         sampler: One of `pbe_model.sampling.samplers.SAMPLERS`.
-        seed: Of candidates and noise.
+        seed: Decides candidates and noise.
         batch: Pairs painted at once; does not change what is drawn.
         show: Called with the row's name, the pair's number and the result, as they are painted.
 

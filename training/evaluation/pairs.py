@@ -33,7 +33,7 @@ class Pair:
     Attributes:
         photo: `(H, W, 3)` in [0, 1].
         exemplar: `(h, w, 3)` in [0, 1].
-        box: Of the object, in pixels of the photo.
+        box: Where the object is, in pixels of the photo.
         group: Shared by near-duplicates.
     """
 
@@ -68,7 +68,7 @@ def load_pairs(root: Path, count: int, split: str = SPLIT) -> list[Pair]:
             names, box, group = _parse_pair(line)
         except ValueError as error:
             raise ValueError(
-                f"line {number} of {path} is no pair ({shown(line, 80)}); make the set again"
+                f"line {number} of {path} is not a pair ({shown(line, 80)}); make the set again"
             ) from error
         entries.append(([Path(root) / name for name in names], box, group))
     pixels = sum(_pixels(file) for files, _, _ in entries for file in files)
@@ -113,8 +113,8 @@ def draw_candidates(groups: Sequence[str], number: int, seed: int) -> tuple[list
     """Whom the exemplar of a pair is compared with, drawn for that pair alone.
 
     Args:
-        groups: Of all pairs.
-        number: Of the pair.
+        groups: The group of every pair.
+        number: Which pair to draw for.
         seed: Key of the draw.
 
     Returns:

@@ -23,7 +23,8 @@ from training.evaluation.pairs import CANDIDATES, Pair
 
 TRUTH = "the photo itself"
 MARGIN = 0.1
-"""Of the object's box, that exemplars show around it (`training.demo.composite.Pair`)."""
+"""What exemplars show around the object's box, as a share of the box
+(`training.demo.composite.Pair`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ class Evaluation:
         split: Folder of the set that the pairs are of.
         steps: Sampling steps.
         sampler: Name of the sampler.
-        seed: Of candidates and noise.
+        seed: Decided candidates and noise.
         grid: Photo, hole, exemplar and results of the first pairs, `(H, W, 3)` in [0, 1].
     """
 
@@ -132,8 +133,8 @@ class Scores:
         """Score one picture.
 
         Args:
-            name: Of the row.
-            number: Of the pair.
+            name: The row's name.
+            number: The pair's number.
             picture: Like the pair's photo.
             painted: Number of the pair whose exemplar is in the box.
             outside: Largest difference from the photo outside the blend zone.

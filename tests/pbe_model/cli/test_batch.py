@@ -121,8 +121,8 @@ def test_a_result_of_another_edit_is_neither_kept_nor_overwritten(folder, capsys
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("{", "no JSON"),
-        ("[1]", "is no JSON object"),
+        ("{", "not JSON"),
+        ("[1]", "is not a JSON object"),
         ({"image": "photo.png", "mask": "mask.png"}, "--exemplar"),
         (BASE | {"stepz": 3}, "--stepz=3"),
         (BASE | {"step": 3}, "--step=3"),

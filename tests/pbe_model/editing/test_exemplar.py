@@ -124,9 +124,9 @@ def test_many_tokens_are_averaged_each_with_its_peer():
     [
         ([1], "weights is 1 and that of exemplars 2; give one weight for each"),
         ([1, 2, 3], "weights is 3 and that of exemplars 2"),
-        ([1, -0.5], "-0.5 is no weight"),
-        ([1, float("nan")], "nan is no weight"),
-        ([float("inf"), 1], "inf is no weight"),
+        ([1, -0.5], "-0.5 is not a weight"),
+        ([1, float("nan")], "nan is not a weight"),
+        ([float("inf"), 1], "inf is not a weight"),
         ([0, 0], "all weights are 0"),
     ],
 )
@@ -151,7 +151,7 @@ def test_weights_are_read_from_text(text, weights):
 
 @pytest.mark.parametrize("text", ["1, half", "50%", "1:2", "0x1"])
 def test_text_that_holds_no_weights_is_refused(text):
-    with pytest.raises(ValueError, match=r"is no weight; write one number for each exemplar"):
+    with pytest.raises(ValueError, match=r"is not a weight; write one number for each exemplar"):
         parse_weights(text)
 
 

@@ -26,11 +26,11 @@ def _with(says: str, **values: Any) -> Case:
 FILES: Table = {
     # ---- no lines
     "zeros.jsonl": Case(sparse(b"", 2**36), _UNREAD),
-    "sparse.jsonl": Case(sparse(b"{}", 2**28 - 1), f"{_UNREAD}|line 1: no JSON"),
+    "sparse.jsonl": Case(sparse(b"{}", 2**28 - 1), f"{_UNREAD}|line 1: not JSON"),
     "newlines.jsonl": Case(built(lambda: b"\n" * 2**25), f"{_UNREAD}|is empty"),
     "letters.jsonl": Case(content(b"\xff\xfe{}\n"), f"{_UNREAD}|is not UTF-8"),
     "empty.jsonl": Case(content(b""), "is empty"),
-    # ---- no JSON
+    # ---- not JSON
     "deep.jsonl": _line("nested too deeply", '{"image":' + "[" * 400_000),
     "deep_objects.jsonl": _line("nested too deeply", '{"image":' * 400_000),
     **{
@@ -40,10 +40,10 @@ FILES: Table = {
         )
         for levels in (100, 900, 960, 970, 980, 985, 990)
     },
-    "digits.jsonl": _line("no JSON", '{"steps":' + "9" * 5_000 + "}"),
-    "list.jsonl": _line("is no JSON object", "[" + "1," * 100_000 + "1]"),
-    "page.jsonl": _line("no JSON", "<html>"),
-    "text.jsonl": _line("is no JSON object", json.dumps(TERMINAL * 1_000)),
+    "digits.jsonl": _line("not JSON", '{"steps":' + "9" * 5_000 + "}"),
+    "list.jsonl": _line("is not a JSON object", "[" + "1," * 100_000 + "1]"),
+    "page.jsonl": _line("not JSON", "<html>"),
+    "text.jsonl": _line("is not a JSON object", json.dumps(TERMINAL * 1_000)),
     # ---- no options
     "escapes.jsonl": _with(r"--\\x1b\]0;owned\\x07", **{TERMINAL: 1}),
     "help.jsonl": _with("unrecognized", help=True),

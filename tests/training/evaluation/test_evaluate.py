@@ -227,5 +227,5 @@ def test_bad_input(pairs: Path, tmp_path: Path, model: PaintByExample) -> None:
         evaluate_pairs(model, load_pairs(pairs, 9), seed=-1)
     (tmp_path / "val").mkdir()
     (tmp_path / "val/pairs.jsonl").write_text('{"photo": "a.png", "box": [1, 2]}')
-    with pytest.raises(ValueError, match=r"line 1 of .* is no pair"):
+    with pytest.raises(ValueError, match=r"line 1 of .* is not a pair"):
         load_pairs(tmp_path, 1)
