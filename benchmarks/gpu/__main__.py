@@ -15,6 +15,7 @@ import argparse
 import faulthandler
 import importlib
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ PARTS = {
     "correct": Part("benchmarks.gpu.correct", 0.3),
     "speed": Part("benchmarks.gpu.speed", 0.28),
     "training": Part("benchmarks.gpu.training", 0.22),
+    "bundled": Part("benchmarks.gpu.bundled", 1.5),
 }
 
 
@@ -40,16 +42,28 @@ def main(words: list[str] | None = None) -> None:
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="[all of them]")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="[%(default)s]")
     add("--small", action="store_true", help="tiny networks and few repeats")
+    add("--train", metavar="CONFIG", help="configuration for the part bundled, such as demo")
+    add("--data", type=Path, metavar="FILE", help="its pictures: `pbe-train prepare demo --pack`")
+    add("--init", type=Path, metavar="FILE", help="what it starts from")
+    add("--more", default="", metavar="WORDS", help="further words for `pbe-train train`, quoted")
     add("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args(words)
-    options = Options(out=args.out, device=args.device, small=args.small)
+    options = Options(
+        out=args.out,
+        device=args.device,
+        small=args.small,
+        train=args.train,
+        data=args.data,
+        init=args.init,
+        more=tuple(shlex.split(args.more)),
+    )
     if args.part:
         run_part(args.part, options)
         return
     args.out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(args.out)]
-    command += ["--device", args.device, *["--small"] * args.small]
-    parts = {name: part for name, part in PARTS.items() if name in args.parts}
+    command = [sys.executable, "-m", "benchmarks.gpu", *(words or sys.argv[1:])]
+    wanted = [name for name in args.parts if name != "bundled" or args.train]
+    parts = {name: PARTS[name] for name in PARTS if name in wanted}
     supervise(parts, command, args.out, args.minutes)
     print((args.out / TABLE).read_text(encoding="utf-8"))
 

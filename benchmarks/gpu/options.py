@@ -16,11 +16,19 @@ class Options:
         out: Folder of the results.
         device: `"cuda"` or `"cpu"`.
         small: Tiny networks and few repeats, so that a part takes seconds on a CPU.
+        train: Configuration to train in the part `bundled`.
+        data: Its data set, one tar.
+        init: What it starts from.
+        more: Further words for `pbe-train train`.
     """
 
     out: Path
     device: str
     small: bool
+    train: str | None = None
+    data: Path | None = None
+    init: Path | None = None
+    more: tuple[str, ...] = ()
 
     @property
     def on(self) -> torch.device:

@@ -1,0 +1,136 @@
+"""Train the bundled model's configuration for the time that is there, and bring it home.
+
+`--train CONFIG --data FILE [--init MODEL]`: the data set is one tar, as `pbe-train prepare demo
+--pack` writes it. What comes back is in pieces below 16 MB, put together by `cat`: the averaged
+weights `model.safetensors.0`, `.1` ..., and the last ones, `raw.safetensors.0` ..., to go on from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.options import Options
+from benchmarks.gpu.report import Report
+from pbe_model import PaintByExample
+from pbe_model.atomic import replacing
+from training.config import load_config
+from training.evaluation.evaluate import evaluate_pairs
+from training.evaluation.pairs import load_pairs
+from training.export import export
+
+PIECE = 15_950_000
+"""Bytes."""
+SIMILARITIES = (1.0, 2.0, 3.0, 4.0)
+
+_PUBLISH_EVERY = 75.0  # seconds between the weights that are brought home
+_MEASURING = 0.1  # share of the time that is kept for the end
+_SAVING = 30.0  # seconds that a run may take to save and stop
+
+
+def run(report: Report, options: Options) -> None:
+    """Train until the time is nearly over, export, and measure what was trained."""
+    if options.train is None or options.data is None:
+        report.skip("training", "needs --train CONFIG and --data FILE")
+        return
+    stage = load_config(options.train).stage
+    with tempfile.TemporaryDirectory() as folder:
+        data, run_folder = Path(folder) / "data", Path(folder) / "run"
+        with tarfile.open(options.data) as archive:
+            archive.extractall(data, filter="data")
+        _train(report, options, data, run_folder)
+        exported = _publish(run_folder, options.out)
+        for line in _figures(run_folder):
+            report.value(line.pop("name"), **line)
+        sheet = max(run_folder.rglob("*.png"), default=None, key=lambda p: p.stat().st_mtime)
+        if sheet is not None:
+            (options.out / "samples.png").write_bytes(sheet.read_bytes())
+        if exported is not None and stage == "diffusion":
+            _measure(report, options, data, exported)
+
+
+def _train(report: Report, options: Options, data: Path, run_folder: Path) -> None:
+    seconds = report.left * (1 - _MEASURING) - _SAVING / 2
+    command = [
+        sys.executable, "-m", "training", "train", str(options.train),
+        "--data.root", str(data), "--out", str(run_folder),
+        "--data.workers", str(max(1, (os.cpu_count() or 1) - 4)),
+        "--checkpoint.keep", "1", *(["--init", str(options.init)] if options.init else []),
+        *(["--compile"] if options.cuda else []), *options.more,
+    ]  # fmt: skip
+    began = published = time.monotonic()
+    process = subprocess.Popen(command)
+    try:
+        while process.poll() is None and time.monotonic() - began < seconds:
+            time.sleep(0.5)
+            if time.monotonic() - published > _PUBLISH_EVERY:
+                report.attempt("publish", lambda: _publish(run_folder, options.out))
+                published = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.wait(_SAVING)
+    finally:
+        process.kill()
+    if process.returncode not in (0, 128 + signal.SIGTERM):
+        report.add("training", "error", detail=f"ended with code {process.returncode}")
+
+
+def _publish(run_folder: Path, out: Path) -> Path | None:
+    """Export the newest checkpoint, if there is one, into pieces; the averaged weights' file."""
+    if not list((run_folder / "checkpoints").glob("step-*.pt")):
+        return None
+    for weights, name in (("ema", "model.safetensors"), ("raw", "raw.safetensors")):
+        path = run_folder / name
+        export(run_folder, path, dtype=torch.float16, weights=weights)
+        content = path.read_bytes()
+        for number in range(-(-len(content) // PIECE)):
+            with replacing(out / f"{name}.{number}") as part:
+                part.write_bytes(content[number * PIECE : (number + 1) * PIECE])
+    return run_folder / "model.safetensors"
+
+
+def _figures(run_folder: Path) -> list[dict]:
+    """What the run's log says: its last figures, and its speed along the way."""
+    path = run_folder / "log.jsonl"
+    if not path.is_file():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    last: dict[str, float] = {}
+    for line in lines:
+        last |= line
+    found = [{"name": name, "value": value} for name, value in last.items()]
+    speeds = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    curve = [f"{line['step']}: {line['loss']:.4f}" for line in lines if "loss" in line]
+    if speeds:
+        found.append({"name": "median images a second", "value": sorted(speeds)[len(speeds) // 2]})
+        found.append(
+            {"name": "loss by step", "value": ", ".join(curve[:: max(1, len(curve) // 40)])}
+        )
+    return found
+
+
+def _measure(report: Report, options: Options, data: Path, exported: Path) -> None:
+    """Retrieval, sharpness and seam of what was trained, while there is time."""
+
+    def job(split: str, similarity: float) -> None:
+        found = load_pairs(data, 32 if options.small else 256, split=split)
+        model = PaintByExample.from_checkpoint(exported, device=options.device)
+        steps = 2 if options.small else 20
+        figures = evaluate_pairs(model, found, similarity=similarity, steps=steps, batch=64)
+        text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        report.value(f"{split}, similarity {similarity:g}", text)
+
+    for similarity in SIMILARITIES:
+        for split in ("val", "seen"):
+            report.attempt(
+                f"{split}, similarity {similarity:g}", partial(job, split, similarity), needs=5
+            )
