@@ -34,7 +34,8 @@ PIECE = 15_950_000
 SIMILARITIES = (1.0, 2.0, 3.0, 4.0)
 
 _PUBLISH_EVERY = 75.0  # seconds between the weights that are brought home
-_MEASURING = 0.1  # share of the time that is kept for the end
+_ENDING = {"first_stage": 15.0, "diffusion": 45.0}
+"""Seconds that are kept for saving, exporting and measuring."""
 _SAVING = 30.0  # seconds that a run may take to save and stop
 
 
@@ -60,7 +61,7 @@ def run(report: Report, options: Options) -> None:
 
 
 def _train(report: Report, options: Options, data: Path, run_folder: Path) -> None:
-    seconds = report.left * (1 - _MEASURING) - _SAVING / 2
+    seconds = report.left - _ENDING[load_config(str(options.train)).stage]
     command = [
         sys.executable, "-m", "training", "train", str(options.train),
         "--data.root", str(data), "--out", str(run_folder),
