@@ -104,7 +104,7 @@ class Diffusion:
             config.compile,
         )
         if config.compile:
-            self.model.unet.compile()
+            compile_blocks(self.model.unet)
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields."""
@@ -294,6 +294,20 @@ def _part_of(name: str) -> str:
     """The part of the model, of `checkpoint.PARTS`, that a tensor belongs to."""
     starts = {part: start for part, start in checkpoint.PARTS.items() if start}
     return next((part for part, start in starts.items() if name.startswith(start)), "encoder")
+
+
+def compile_blocks(unet: UNet) -> None:
+    """Compile the denoiser for the device at its first use, block by block.
+
+    Blocks of one shape share the result, so it takes a fraction of the time of the whole network.
+    """
+    from torch._dynamo import config as settings  # seconds: only where used
+
+    name = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
+    setattr(settings, name, max(64, getattr(settings, name)))  # a large one has more shapes than 8
+    for module in unet.modules():
+        if isinstance(module, ResBlock | SpatialTransformer):
+            module.compile(dynamic=False)
 
 
 @torch.no_grad()
