@@ -175,6 +175,8 @@ def paint_crops(
     )
     painted = (model.decode(latent.to(model.dtype)).float().movedim(1, -1) + 1) / 2
     if not torch.isfinite(painted).all():
-        remedy = "load it as float32" if model.dtype != torch.float32 else "lower the similarity"
+        remedy = "load it as float32"
+        if model.dtype == torch.float32:
+            remedy = "lower the similarity, or check how the model was trained"
         raise ValueError(f"the result is not finite with the model in {model.dtype}; {remedy}")
     return painted

@@ -38,6 +38,7 @@ def test_train_export_and_overrides(
             "no checkpoint",
         ),
         (["evaluate", "demo", "--data", "{tmp}", "--pairs", "0"], "0 is less than 1"),
+        (["evaluate", "demo", "--data", "{tmp}", "--split", "seen"], "seen/pairs.jsonl"),
         (["evaluate", "demo", "--data", "{tmp}", "--device", "cuda:99"], "'cuda:99'"),
         (["prepare", "demo", "--out", "{tmp}", "--count", "x"], "--count"),
         (["prepare", "other", "--out", "{tmp}"], "invalid choice: 'other'"),
