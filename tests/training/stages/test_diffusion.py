@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pbe_model.checkpoints import load as checkpoint
 from pbe_model.checkpoints import save as saving
 from pbe_model.networks.unet import UNet
 from training.data.dataset import collate
-from training.stages.diffusion import Diffusion, initialise
+from training.stages.diffusion import Diffusion, Noised, initialise
 
 from ..runs import SMALL, run_config
 
@@ -40,9 +41,10 @@ def test_one_in_five_conditions_is_dropped_and_timesteps_are_uniform(
     photos: Path, tmp_path: Path, first_stage: Path
 ) -> None:
     made = stage(photos, tmp_path, first_stage, **{"data.geometry_variants": 1})
-    loaded = {"index": torch.arange(2000), "cache_key": torch.zeros(2000, dtype=torch.long)}
-    batch = made.batch({**loaded, "exemplar": torch.zeros(2000, 3, 1, 1)})
-    drop, timestep = batch["drop"].float(), batch["timestep"].float()
+    samples: list[dict[str, Any]] = [{} for _ in range(2000)]
+    noised = Noised(samples, (1, 1, 1), made.num_timesteps, made.run, posterior=False)  # pyright: ignore[reportArgumentType]
+    drawn = collate([noised[number] for number in range(2000)])
+    drop, timestep = drawn["drop"].float(), drawn["timestep"].float()
     assert abs(drop.mean() - 0.2) < 4 * (0.2 * 0.8 / 2000) ** 0.5
     assert timestep.min() < 10 and timestep.max() > 989
     assert abs(timestep.mean() - 499.5) < 4 * 1000 / (12 * 2000) ** 0.5
