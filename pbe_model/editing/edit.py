@@ -22,9 +22,7 @@ from .batch import BatchEditor, EditResult
 from .checks import check_picture
 from .crop_settings import DEFAULT_CROP, CropSettings
 from .exemplar_image import Fit
-from .paint import InpaintInputs as Condition  # noqa: F401  still the name in training.stages
 from .paint import encode_crops, encode_exemplar, initial_noise, paint_crops
-from .paint import guided as guided  # also for training.stages
 
 MAX_STEPS = 10_000
 MAX_IMAGES = 1_000

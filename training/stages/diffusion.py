@@ -18,7 +18,7 @@ from pbe_model.checkpoints import load as checkpoint
 from pbe_model.checkpoints.clip_tower import PUBLISHED, load_tower
 from pbe_model.checkpoints.infer_config import METADATA_KEY, infer_config
 from pbe_model.config import CONFIGS
-from pbe_model.editing.edit import Condition, guided
+from pbe_model.editing.paint import InpaintInputs, guided
 from pbe_model.model import PaintByExample
 from pbe_model.networks.exemplar_encoder import normalise
 from pbe_model.networks.layers import ResBlock, SpatialTransformer
@@ -162,7 +162,7 @@ class Diffusion:
         loaded = self._validation(0, min(8, len(self._held_out)))
         image = loaded["image"].to(self.device)
         encoded = self._encoder.encode(image, (loaded["hole_mask"] > 0.5).float())
-        condition = Condition(**encoded)
+        inputs = InpaintInputs(**encoded)
         context = self.model.encoder(normalise(loaded["exemplar"].to(self.device)))
         rng = keyed_rng(self.run.seed, 0, Stream.PICTURES)
         noise = torch.from_numpy(rng.standard_normal(tuple(encoded["latent"].shape), np.float32))
@@ -170,7 +170,7 @@ class Diffusion:
             self.model.decode(
                 sample(
                     "dpmpp_2m",
-                    guided(self.model, condition, context, similarity),
+                    guided(self.model, inputs, context, similarity),
                     noise.to(self.device),
                     self.model.schedule,
                     16,

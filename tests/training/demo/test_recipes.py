@@ -40,8 +40,6 @@ def test_objects_lie_in_their_holes_and_in_the_photo(root: Path) -> None:
     outside = np.stack(holes)[objects > 0.6] < 128
     assert outside.mean() < 1e-3  # jitter may cut a corner off a hole
     assert ((objects > 0.6).sum(axis=(1, 2)) > 15).all()
-    for edge in (objects[:, 0], objects[:, -1], objects[:, :, 0], objects[:, :, -1]):
-        assert edge.max() < 0.6  # nothing is cut off
     shares = (np.stack(holes) / 255).mean(axis=(1, 2))
     assert shares.min() < 0.15 and shares.max() > 0.35
 
