@@ -12,23 +12,21 @@ printed. See `gpu.md` beside this package.
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import importlib
-import os
 import shlex
 import sys
-import time
 from pathlib import Path
 
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.report import TABLE, Report
 from benchmarks.gpu.supervise import Part, supervise
+from benchmarks.gpu.waiting import when_told
 
 PARTS = {
-    "environment": Part("benchmarks.gpu.environment", 0.2),  # most of it for the first imports
-    "correct": Part("benchmarks.gpu.correct", 0.3),
-    "speed": Part("benchmarks.gpu.speed", 0.28),
-    "training": Part("benchmarks.gpu.training", 0.22),
+    "environment": Part("benchmarks.gpu.environment", 0.1),
+    "correct": Part("benchmarks.gpu.correct", 0.42),
+    "speed": Part("benchmarks.gpu.speed", 0.28, timed=True),
+    "training": Part("benchmarks.gpu.training", 0.2, timed=True),
     "bundled": Part("benchmarks.gpu.bundled", 1.5),
 }
 
@@ -69,21 +67,13 @@ def main(words: list[str] | None = None) -> None:
 
 
 def run_part(name: str, options: Options) -> None:
-    """Prepare, wait for the word to go on, and run."""
+    """What the process of a part does."""
     module = importlib.import_module(PARTS[name].module)
-    prepared = getattr(module, "prepare", None)
-    if prepared is not None:
-        prepared(options)
-    word = sys.stdin.readline()
-    if not word:
-        return  # the other process is gone
-    end, limit = (float(number) - time.monotonic() for number in word.split())
-    # Where it hangs is in the log before it is ended.
-    faulthandler.dump_traceback_later(max(0.1, limit - 1))
-    module.run(Report(folder=options.out, part=name, seconds=end), options)
-    faulthandler.cancel_dump_traceback_later()
-    sys.stdout.flush()
-    os._exit(0)  # taking a process with CUDA and compilers down in order takes seconds
+    prepare = getattr(module, "prepare", lambda options: None)
+    when_told(
+        lambda: prepare(options),
+        lambda seconds: module.run(Report(folder=options.out, part=name, seconds=seconds), options),
+    )
 
 
 if __name__ == "__main__":

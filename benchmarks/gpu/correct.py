@@ -23,7 +23,7 @@ def run(report: Report, options: Options) -> None:
     # Else convolutions of float32 round to 10 bits, which hides errors; where it is on, it says so.
     torch.backends.cudnn.allow_tf32 = False
     edit_checks.run(report, options)
-    attention_checks.run(report, options)
     network_checks.run(report, options)
+    attention_checks.run(report, options)
     training_checks.run(report, options)
     network_checks.run_compiled(report, options)

@@ -157,13 +157,14 @@ def as_table(rows: list[Row]) -> str:
     lines = ["# On a card", "", f"{len(rows)} rows, " + ", ".join(
         f"{count} {name}" for name, count in counts.items()) + "."]  # fmt: skip
     for part in dict.fromkeys(row.part for row in rows):
-        lines += ["", f"## {part}", "", "| what | result | at most | verdict | notes |",
-                  "| --- | ---: | ---: | --- | --- |"]  # fmt: skip
+        lines += ["", f"## {part}", "", "| what | result | at most | verdict | at | notes |",
+                  "| --- | ---: | ---: | --- | ---: | --- |"]  # fmt: skip
         for row in rows:
             if row.part == part:
                 verdict = "" if row.verdict == "measured" else row.verdict
                 found, most = _number(row.value, row.unit), _number(row.limit, row.unit)
-                cells = (row.name, found, most, verdict, _last_line(row.detail))
+                note = _last_line(row.detail)
+                cells = (row.name, found, most, verdict, f"{row.at:.1f} s", note)
                 lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
