@@ -102,7 +102,7 @@ class Diffusion:
             config.loss.thumbnail_side,
             config.loss.keep_weight,
             config.compile,
-        )
+        ).to(device)
         if config.compile:
             compile_blocks(self.model.unet)
 
