@@ -4,7 +4,7 @@ A step is the forward and backward pass for one picture: the noise loss of the d
 parameters, random) on one noisy latent and one token. Both train what they can: diffusers' network
 every weight, ours all but those that one token leaves inert. Optimizers are left out; Adam's two
 states cost both the same 8 bytes a trained weight. As in the loop of training, ours keeps gradients
-of 16 bits under autocast (`training.gradients`).
+of 16 bits under autocast (`training.optim.gradients`).
 
     python -m benchmarks.training_step [--precision bf16 pure-bf16 fp32] [--side 32] [--steps 1]
 
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from pbe_model.config import V1
 from pbe_model.networks.unet import UNet
-from training.optim.gradients import SixteenBitGradients
+from training.optim.gradients import Bf16GradOptimizer
 
 PRECISIONS = ("bf16", "pure-bf16", "fp32")
 WHO = ("diffusers", "ours")
@@ -117,7 +117,7 @@ def measured(args: argparse.Namespace) -> dict[str, float]:
     owner: Any = module
     if precision == "bf16" and args.case == "ours":
         unused = torch.optim.SGD(module.parameters())
-        owner = SixteenBitGradients(module, unused)
+        owner = Bf16GradOptimizer(module, unused)
 
     def step(side: int) -> None:
         owner.zero_grad()

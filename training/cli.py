@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    return run(_parser(), argv, "interrupted; the same command goes on from there")
+    return run(_parser(), argv, "interrupted; the same command resumes from there")
 
 
 def _parser() -> Parser:
@@ -132,9 +132,9 @@ def _train(args: argparse.Namespace) -> int:
 
         print(describe(config))
     else:
-        from training.loop import train
+        from training.loop import Trainer
 
-        train(config)
+        Trainer(config).run()
     return 0
 
 

@@ -15,20 +15,21 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor, distributed, nn
 from torch.utils.data import Dataset
 
-from training import checkpoints as state
+from training import checkpoints
 from training.config import RunConfig, changed_settings
 from training.data.dataset import StatelessBatchSampler, data_loader
 from training.optim.ema import EMA, classic, power_function, save_snapshot
-from training.optim.gradients import SixteenBitGradients, have_sixteen_bits
+from training.optim.gradients import clipping_optimizer
 from training.optim.optimizer import build_optimizer, learning_rate, restore
 from training.planning.hardware import peak_flops
 from training.planning.report import flops_per_sample
@@ -39,160 +40,173 @@ class Stage(Protocol):
     """What a stage of training brings to the loop."""
 
     num_timesteps: int
-    """Of the schedule; 0 where the loss knows no timesteps."""
+    """Length of the noise schedule; 0 where the loss has no timesteps."""
 
     @property
-    def module(self) -> nn.Module: ...
+    def module(self) -> nn.Module:
+        """The loss, with the weights that it trains."""
+        ...
+
     @property
-    def dataset(self) -> Dataset: ...
-    def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]: ...
-    def validate(self) -> dict[str, float]: ...
-    def pictures(self) -> tuple[Tensor, int]: ...
+    def dataset(self) -> Dataset:
+        """Samples by their number in the run; the same number always gives the same sample."""
+        ...
+
+    def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the loss takes, on the device, from what the data loader yields."""
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Figures on held-out samples; the same draws at every call."""
+        ...
+
+    def pictures(self) -> tuple[Tensor, int]:
+        """Pictures `(N, 3, H, W)` in [-1, 1] for the sample grid, and its number of columns."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MicroBatches:
+    """What this process has found in its micro-batches of one update; tensors on its device."""
+
+    figures: dict[str, Tensor]
+    """Means, `()` each."""
+    bins: Tensor
+    """`(2, BINS)`: sums and counts of the losses by timestep."""
+    skipped: int
+    """Photos that could not be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Update:
+    """The same over all processes, on the CPU."""
+
+    figures: dict[str, float]
+    bins: tuple[list[float], list[float]]
+    skipped: int
+    stop: bool
+    """Whether any process was asked to stop."""
 
 
 def train(config: RunConfig) -> nn.Module:
-    """Run `config` to its last step, from its newest checkpoint if there is one.
-
-    SIGTERM and Ctrl-C save and stop; the process then ends with code 143 or 130.
-
-    Returns:
-        The trained loss module (averaged weights where the run keeps the classic average).
-
-    Raises:
-        ValueError: Bad data or settings; losses that are not finite; a checkpoint that could not
-            be written to the end.
-    """
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    accelerator = _accelerator(config)
-    shares = config.accumulate * accelerator.num_processes
-    if config.batch_size % shares:
-        raise ValueError(
-            f"batch_size {config.batch_size} cannot be split over {accelerator.num_processes} "
-            f"processes and {config.accumulate} accumulation steps; choose a multiple of {shares}"
-        )
-    set_seed(config.seed)
-    with stop_signals() as caught:
-        return _Run(config, accelerator, _stage(config, accelerator.device), caught).finish()
+    """Make a run from Python: `Trainer(config).run()`."""
+    return Trainer(config).run()
 
 
-class _Run:
-    """A run in progress.
+class Trainer:
+    """A training run, built up to its newest checkpoint if there is one.
 
     Args:
         config: Its settings.
-        accelerator: Devices, processes and precision.
-        stage: Data and loss.
-        caught: Signals that ask to stop, as they come.
+
+    Attributes:
+        step: Updates made so far.
+        samples: Samples seen so far.
+
+    Raises:
+        ValueError: Bad data or settings, or a checkpoint that does not fit them.
     """
 
-    def __init__(
-        self, config: RunConfig, accelerator: Accelerator, stage: Stage, caught: list[int]
-    ) -> None:
+    def __init__(self, config: RunConfig) -> None:
+        if config.threads:
+            torch.set_num_threads(config.threads)
         self.config = config
-        self.accelerator = accelerator
-        self.stage = stage
-        self.caught = caught
-        self.trained = [p for p in stage.module.parameters() if p.requires_grad]
-        optimizer = build_optimizer(config.optim, self.trained)
+        self.accelerator = _accelerator(config)
+        shares = config.accumulate * self.accelerator.num_processes
+        if config.batch_size % shares:
+            raise ValueError(
+                f"batch_size {config.batch_size} cannot be split over "
+                f"{self.accelerator.num_processes} processes and {config.accumulate} accumulation "
+                f"steps; choose a multiple of {shares}"
+            )
+        set_seed(config.seed)
+        self.stage = _build_stage(config, self.accelerator.device)
+        trained = [p for p in self.stage.module.parameters() if p.requires_grad]
+        optimizer = build_optimizer(config.optim, trained)
         self.averages: dict[str, EMA] = {}
         if config.ema.decay:
-            self.averages["classic"] = EMA(stage.module, classic(config.ema.decay))
-        self.by_length = {x: EMA(stage.module, power_function(x)) for x in config.ema.lengths}
+            self.averages["classic"] = EMA(self.stage.module, classic(config.ema.decay))
+        self.by_length = {x: EMA(self.stage.module, power_function(x)) for x in config.ema.lengths}
         self.averages |= {f"{length:g}": ema for length, ema in self.by_length.items()}
         self.step = self.samples = self.skipped = self.bad_steps = 0
         self.window = Window()
-        self.figures: dict[str, float] = {}
-        self.notice = self._resume(optimizer)
-        # torchrun's wrapper, there even for one process, fills in gradients that are taken away.
-        alone = accelerator.distributed_type == DistributedType.NO
-        self.halved = (
-            SixteenBitGradients(stage.module, optimizer)
-            if alone and have_sixteen_bits(config, accelerator.num_processes)
-            else None
-        )
+        self.validation: dict[str, float] = {}
+        self.notices = self._resume(optimizer)
         # Never the loader or the schedule: accelerate would advance them once per process.
-        self.module, self.optimizer = accelerator.prepare(stage.module, optimizer)
-        self.peak_flops = peak_flops(accelerator.device, config.precision)
-
-    @property
-    def main(self) -> bool:
-        return self.accelerator.is_main_process
-
-    def finish(self) -> nn.Module:
-        """Make the updates that are missing."""
-        config = self.config
-        settings = config.model_dump(mode="json")
-        log = RunLog(
-            config.out,
-            start=self.step,
-            total=config.steps,
-            trackers=config.log.trackers,
-            config=settings,
-            active=self.main,
+        self.module, self.prepared_optimizer = self.accelerator.prepare(
+            self.stage.module, optimizer
         )
-        with log:
-            if self.main:
+        self.optimizer = clipping_optimizer(
+            config, self.accelerator, self.stage.module, optimizer, self.prepared_optimizer
+        )
+        self.peak_flops = peak_flops(self.accelerator.device, config.precision)
+
+    def run(self) -> nn.Module:
+        """Make the updates that are missing.
+
+        SIGTERM and Ctrl-C save and stop; the process then ends with code 143 or 130.
+
+        Returns:
+            The trained loss module, with averaged weights where the run keeps the classic average.
+
+        Raises:
+            ValueError: Losses that are not finite; unreadable data; a last checkpoint that could
+                not be written.
+        """
+        config = self.config
+        with self._open_log() as log, stop_signals() as signals:
+            if self.accelerator.is_main_process:
                 (config.out / "config.json").write_text(config.model_dump_json(indent=2))
-            if self.notice:
-                log.say(self.notice)
-            self._train(log)
+            for notice in self.notices:
+                log.say(notice)
+            self.prepared_optimizer.train()
+            batches = self._batches()
+            saved = True
+            self._start_clock()
+            while self.step < config.steps:
+                rate = learning_rate(config.optim, self.step, config.steps)
+                for group in self.prepared_optimizer.param_groups:
+                    group["lr"] = rate
+
+                micro_batches = self._forward_and_backward(batches)
+                grad_norm = self.optimizer.clip(config.optim.clip)
+                update = self._reduce(micro_batches, grad_norm, stop=bool(signals))
+                self._step_if_finite(update)
+
+                self.step += 1
+                self.samples += config.batch_size
+                for ema in self.averages.values():
+                    ema.update(self.stage.module, self.step)
+                log.advance()
+
+                last = self.step == config.steps
+                logs = last or self.step % config.log.every == 0
+                validates = last or self.step % config.log.sample_every == 0
+                saves = last or update.stop or self.step % config.checkpoint.every == 0
+                if logs:
+                    self._log_figures(log, rate)
+                if validates or saves:
+                    with self._eval_weights():
+                        if validates:
+                            self._validate(log)
+                        if saves:
+                            saved = self._save(log)
+                if self.by_length and (last or self.step % config.ema.snapshot_every == 0):
+                    self._save_snapshot(log)
+                if logs:  # what came after the figures does not count as training
+                    self.accelerator.wait_for_everyone()
+                    self._start_clock()
+                if update.stop and not last:
+                    self._exit(log, signals, saved)
+            if not saved:
+                raise ValueError(
+                    f"the last checkpoint could not be written to {config.out}; free some space "
+                    "and run the same command again: it resumes from the newest checkpoint"
+                )
         if "classic" in self.averages:
             self.averages["classic"].swap(self.stage.module)
         self.accelerator.end_training()
         return self.stage.module
-
-    def _train(self, log: RunLog) -> None:
-        config = self.config
-        self.optimizer.train()
-        batches = self._batches()
-        since, counted, saved = time.perf_counter(), self.samples, True
-        while self.step < config.steps:
-            rate = learning_rate(config.optim, self.step, config.steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            stop = self._update(batches)
-            self.step += 1
-            self.samples += config.batch_size
-            for ema in self.averages.values():
-                ema.update(self.stage.module, self.step)
-            log.advance()
-            last = self.step == config.steps
-            logged = self._due(config.log.every, last)
-            if logged:
-                speed = (self.samples - counted) / (time.perf_counter() - since)
-                log.figures(self.step, {**self.window.means(), "lr": rate, **self._cost(speed)})
-                self.window = Window()
-            looks = self._due(config.log.sample_every, last)
-            saves = self._due(config.checkpoint.every, last) or stop
-            if looks or saves:
-                with self._at_rest():
-                    if looks:
-                        self._look(log)
-                    if saves:
-                        saved = self._save(log)
-            if self.by_length and self._due(config.ema.snapshot_every, last):
-                self._snapshot(log)
-            if logged:  # what came after the figures does not count as training
-                self.accelerator.wait_for_everyone()
-                since, counted = time.perf_counter(), self.samples
-            if stop and not last:
-                self._leave(log, saved)
-        if not saved:
-            raise ValueError(
-                f"the last checkpoint could not be written to {config.out}; free space and run "
-                "the same command again: it goes on from the newest one"
-            )
-
-    def _due(self, every: int, last: bool) -> bool:
-        return self.step % every == 0 or last
-
-    @contextmanager
-    def _at_rest(self) -> Iterator[None]:
-        """Some optimizers (schedule-free ones) train with other weights than they have found."""
-        self.optimizer.eval()
-        yield
-        self.optimizer.train()
 
     # ---- an update ----------------------------------------------------------------------------
 
@@ -212,21 +226,19 @@ class _Run:
         )
         return iter(loader)
 
-    def _update(self, batches: Iterator[dict[str, Tensor]]) -> bool:
-        """One optimizer step over `accumulate` micro-batches; whether a process was asked to stop.
-
-        An update with a loss or gradient that is not finite changes nothing.
-        """
+    def _forward_and_backward(self, batches: Iterator[dict[str, Tensor]]) -> _MicroBatches:
+        """Accumulate the gradients of one update; its figures stay on the device."""
         accelerator, parts = self.accelerator, self.config.accumulate
-        # For dropout alone; all else is keyed by sample.
+        # Dropout alone draws from this generator; all other draws are keyed by sample.
         torch.manual_seed(self.config.seed + self.samples + accelerator.process_index)
-        totals: dict[str, Tensor] = {}
+        figures: dict[str, Tensor] = {}
         bins = torch.zeros(2, BINS, device=accelerator.device)
         skipped = 0
         for micro in range(parts):
             loaded = next(batches)
-            skipped += int(loaded["skipped"].sum())
+            skipped += int(loaded["skipped"].sum())  # the loader's tensors are on the CPU
             last = micro == parts - 1
+            # Processes exchange gradients once an update, in the last backward pass.
             with nullcontext() if last else accelerator.no_sync(self.module):
                 with accelerator.autocast():
                     batch = self.stage.batch(loaded)
@@ -238,78 +250,110 @@ class _Run:
                 bins[0].index_add_(0, place, losses.float())
                 bins[1].index_add_(0, place, torch.ones_like(losses, dtype=torch.float32))
             for name, value in values.items():
-                totals[name] = totals.get(name, 0) + value.detach() / parts
-        limit, halved = self.config.optim.clip, self.halved
-        norm = halved.clip(limit) if halved else accelerator.clip_grad_norm_(self.trained, limit)
-        assert norm is not None
-        # One exchange for all: figures, losses by timestep, photos skipped, and whether to stop.
-        rest = torch.tensor([skipped, bool(self.caught)], device=accelerator.device)
-        mine = torch.cat([torch.stack([v.float() for v in totals.values()]), bins.flatten(), rest])
-        found = accelerator.reduce(mine, "sum")
-        assert isinstance(found, Tensor)
-        numbers = found.tolist()
-        ranks = accelerator.num_processes
-        figures: dict[str, float] = {n: numbers[i] / ranks for i, n in enumerate(totals)}
-        figures["grad_norm"] = float(norm)
-        good = self._is_good(figures)
-        if good or accelerator.scaler:  # the scaler leaves bad steps out itself
-            (halved or self.optimizer).step()
-        if good:
-            sums = numbers[len(totals) : -2]
-            self.window.add(figures, (sums[:BINS], sums[BINS:]))
-        (halved or self.optimizer).zero_grad()
-        self.skipped += int(numbers[-2])
-        return numbers[-1] > 0
+                figures[name] = figures.get(name, 0) + value.detach() / parts
+        return _MicroBatches(figures=figures, bins=bins, skipped=skipped)
 
-    def _is_good(self, figures: Mapping[str, float]) -> bool:
-        """Whether an update may be made; all processes see the same figures.
+    def _reduce(self, local: _MicroBatches, grad_norm: Tensor, *, stop: bool) -> _Update:
+        """Add up over processes, and bring to the CPU, all that an update has to tell.
 
-        In fp16 a gradient may overflow: the scaler then leaves the step out and lowers its scale.
+        It goes as one tensor, because reading from the device waits until the device is done: this
+        is the one place in an update that waits.
         """
-        finite = math.isfinite(figures["loss"])
-        if self.accelerator.scaler is None:
-            finite = finite and math.isfinite(figures["grad_norm"])
-        if finite:
+        device, processes = self.accelerator.device, self.accelerator.num_processes
+        named = {**local.figures, "grad_norm": grad_norm}
+        # Filled in on the device: a copy from the CPU would wait as well.
+        counts = [torch.full((), float(n), device=device) for n in (local.skipped, stop)]
+        packed = torch.stack([*(value.float() for value in named.values()), *counts])
+        reduced = self.accelerator.reduce(torch.cat([packed, local.bins.flatten()]), "sum")
+        assert isinstance(reduced, Tensor)
+        numbers = iter(reduced.tolist())  # taken below in the order of packing
+        return _Update(
+            figures={name: next(numbers) / processes for name in named},
+            skipped=int(next(numbers)),
+            stop=next(numbers) > 0,
+            bins=([next(numbers) for _ in range(BINS)], list(numbers)),
+        )
+
+    def _step_if_finite(self, update: _Update) -> None:
+        """Make the update, or leave the weights, the moments and the log as they are.
+
+        All processes see the same figures and so decide alike.
+
+        Raises:
+            ValueError: More updates in a row that are not finite than the settings allow.
+        """
+        loss, norm = update.figures["loss"], update.figures["grad_norm"]
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.skipped += update.skipped
+        # In fp16 a gradient may overflow now and then: the scaler has seen to that.
+        overflow = self.accelerator.scaler is not None and not math.isfinite(norm)
+        if math.isfinite(loss) and (math.isfinite(norm) or overflow):
             self.bad_steps = 0
-            return True
+            self.window.add(update.figures, update.bins)
+            return
         self.bad_steps += 1
         if self.bad_steps > self.config.optim.skip_bad_steps:
             raise ValueError(
-                f"the loss at step {self.step + 1} is {figures['loss']:.4g}, its gradient's norm "
-                f"{figures['grad_norm']:.4g}; lower optim.lr ({self.config.optim.lr}) or set "
-                "precision to 'no', and start again: the newest checkpoint is from before"
+                f"the loss at step {self.step + 1} is {loss:.4g} and the gradient norm is "
+                f"{norm:.4g}; lower optim.lr ({self.config.optim.lr}) or set precision to 'no', "
+                "and run again: the newest checkpoint is from before this step"
             )
-        return False
 
-    # ---- looking ------------------------------------------------------------------------------
+    # ---- the log ------------------------------------------------------------------------------
 
-    def _look(self, log: RunLog) -> None:
-        """Validate and draw, with the classic average if the run keeps it."""
-        if not self.main:
-            return
-        module, ema = self.stage.module, self.averages.get("classic")
-        module.eval()
-        if ema:
-            ema.swap(module)
-        with _as_written() if self.config.compile else nullcontext():
-            self.figures = self.stage.validate()
-            log.figures(self.step, self.figures)
-            log.grid(self.step, *self.stage.pictures())
-        if ema:
-            ema.swap(module)
-        module.train()
+    def _open_log(self) -> RunLog:
+        config = self.config
+        return RunLog(
+            config.out,
+            start=self.step,
+            total=config.steps,
+            trackers=config.log.trackers,
+            config=config.model_dump(mode="json"),
+            active=self.accelerator.is_main_process,
+        )
 
-    def _cost(self, speed: float) -> dict[str, float]:
-        """Images a second over all processes, the share of the hardware's rate, peak memory."""
-        figures = {"images_per_second": speed}
+    def _start_clock(self) -> None:
+        self._clock = time.perf_counter(), self.samples
+
+    def _log_figures(self, log: RunLog, rate: float) -> None:
+        """Write the means since the last line, and what the run takes of the machine."""
+        since, counted = self._clock
+        speed = (self.samples - counted) / (time.perf_counter() - since)
+        figures = {**self.window.means(), "lr": rate, "images_per_second": speed}
         if self.skipped:
             figures["skipped_photos"] = self.skipped  # `unreadable.txt` names them
         if peak := _peak_memory(self.accelerator.device):
             figures["peak_memory_gb"] = peak / 1e9
         if self.peak_flops:
-            rate = flops_per_sample(self.config) * speed / self.accelerator.num_processes
-            figures["mfu"] = rate / self.peak_flops
-        return figures
+            flops = flops_per_sample(self.config) * speed / self.accelerator.num_processes
+            figures["mfu"] = flops / self.peak_flops
+        log.figures(self.step, figures)
+        self.window = Window()
+
+    @contextmanager
+    def _eval_weights(self) -> Iterator[None]:
+        """Schedule-free optimizers train with other weights than those that they have found."""
+        self.prepared_optimizer.eval()
+        yield
+        self.prepared_optimizer.train()
+
+    def _validate(self, log: RunLog) -> None:
+        """Log validation and pictures, of the classic average if the run keeps it."""
+        if not self.accelerator.is_main_process:
+            return
+        module, ema = self.stage.module, self.averages.get("classic")
+        module.eval()
+        if ema:
+            ema.swap(module)
+        with _uncompiled() if self.config.compile else nullcontext():
+            self.validation = self.stage.validate()
+            log.figures(self.step, self.validation)
+            log.grid(self.step, *self.stage.pictures())
+        if ema:
+            ema.swap(module)
+        module.train()
 
     # ---- saving and resuming ------------------------------------------------------------------
 
@@ -318,61 +362,64 @@ class _Run:
         return self.config.out / "checkpoints"
 
     def _save(self, log: RunLog) -> bool:
-        """Write a checkpoint; whether it is there. Without space the run goes on for the next."""
-        if not self.main:
+        """Write a checkpoint; whether it worked. A run without space goes on to the next one."""
+        if not self.accelerator.is_main_process:
             return True
         keep = self.config.checkpoint
         try:
-            state.save(self._folder, self.step, self._state(), keep.keep, keep.keep_every)
+            checkpoints.save(self._folder, self.step, self._state(), keep.keep, keep.keep_every)
         except OSError as error:
-            log.say(f"checkpoint of step {self.step} not written: {error}; older ones are whole")
+            log.say(
+                f"could not write the checkpoint of step {self.step}: {error}; the older ones are "
+                "intact"
+            )
             return False
         return True
 
-    def _snapshot(self, log: RunLog) -> None:
-        if not self.main:
+    def _save_snapshot(self, log: RunLog) -> None:
+        if not self.accelerator.is_main_process:
             return
         try:
             save_snapshot(self.config.out, self.step, self.by_length)
         except OSError as error:
-            log.say(f"snapshot of the averages at step {self.step} not written: {error}")
+            log.say(f"could not write the snapshot of the averages at step {self.step}: {error}")
 
     def _state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
         return {
             "samples": self.samples,
-            "module": state.trainable(self.stage.module),
-            "optimizer": self.optimizer.state_dict(),
+            "module": checkpoints.trainable(self.stage.module),
+            "optimizer": self.prepared_optimizer.state_dict(),
             "ema": {name: ema.average for name, ema in self.averages.items()},
             "scaler": scaler.state_dict() if scaler else {},
             "window": self.window.state(),
-            "figures": self.figures,
+            "figures": self.validation,
             "config": self.config.model_dump(mode="json"),
         }
 
-    def _resume(self, optimizer: torch.optim.Optimizer) -> str:
-        """Take over the newest checkpoint; what there is to say about it.
+    def _resume(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Load the newest checkpoint, if there is one; returns what to tell the user of it.
 
         Raises:
             ValueError: It does not fit the configuration, or processes see different ones.
         """
-        saved = state.load_newest(self._folder)
-        self._agree(saved["step"] if saved else 0)
+        saved = checkpoints.load_newest(self._folder)
+        self._check_same_step(saved["step"] if saved else 0)
         if saved is None:
-            return ""
-        if missing := [name for name in state.ENTRIES if name not in saved]:
+            return []
+        if missing := [name for name in checkpoints.ENTRIES if name not in saved]:
             raise ValueError(
                 f"the newest checkpoint in {self._folder} lacks {', '.join(missing)}, so it is not "
-                "one of a run; give another out"
+                "the checkpoint of a run; choose another out"
             )
-        state.load_trainable(self.stage.module, saved["module"], self._folder)
+        checkpoints.load_trainable(self.stage.module, saved["module"], self._folder)
         self.step, self.samples = saved["step"], saved["samples"]
-        self.window, self.figures = Window(saved["window"]), saved["figures"]
-        before = saved["config"]["optim"]["name"]
-        if before != self.config.optim.name:
+        self.window, self.validation = Window(saved["window"]), saved["figures"]
+        name = saved["config"]["optim"]["name"]
+        if name != self.config.optim.name:
             raise ValueError(
-                f"{self._folder} was made with {before}, not with {self.config.optim.name}; set "
-                "optim.name back, or give another out"
+                f"{self._folder} was made with optim.name {name}, not {self.config.optim.name}; "
+                "set it back, or choose another out"
             )
         restore(optimizer, saved["optimizer"], self.config.optim)
         for name, ema in self.averages.items():
@@ -381,14 +428,48 @@ class _Run:
         scaler = self.accelerator.scaler
         if scaler and saved["scaler"]:
             scaler.load_state_dict(saved["scaler"])
+        notices = self._frozen_weights_notices(saved["config"])
         changed = changed_settings(saved["config"], self.config.model_dump(mode="json"))
-        if not changed:
-            return ""
-        return f"going on from step {self.step} with other settings than before: " + ", ".join(
-            f"{name} {before!r} -> {after!r}" for name, (before, after) in changed.items()
-        )
+        if changed:
+            notices.append(
+                f"resuming from step {self.step} with changed settings: "
+                + ", ".join(f"{n} {old!r} -> {new!r}" for n, (old, new) in changed.items())
+            )
+        return notices
 
-    def _agree(self, step: int) -> None:
+    def _frozen_weights_notices(self, before: Mapping[str, Any]) -> list[str]:
+        """What to say of changed settings that say where the frozen weights come from.
+
+        Checkpoints hold only what is trained, and it fits only the frozen weights that it was
+        trained with. Another `init_parts` always changes those. A tower's path may have changed
+        because its file has moved, which only the user can tell.
+
+        Args:
+            before: The configuration in the checkpoint.
+
+        Raises:
+            ValueError: Another `init_parts`.
+        """
+        config = self.config
+        if config.stage == "first_stage":  # starts from nothing, and all of it is trained
+            return []
+        parts = before.get("init_parts")
+        if parts is not None and set(parts) != set(config.init_parts):
+            raise ValueError(
+                f"{self._folder} was made with init_parts {list(parts)}, not "
+                f"{list(config.init_parts)}, and its weights fit only the frozen ones of then; set "
+                "init_parts back, or choose another out"
+            )
+        tower, frozen = config.init_tower, not config.train_tower or config.lora.rank
+        old, new = before.get("init_tower"), None if tower is None else str(tower)
+        if old == new or not frozen:
+            return []
+        return [
+            f"init_tower was {old} and is now {new}: the image tower is frozen and not in the "
+            "checkpoints, so make sure that its weights are still the same"
+        ]
+
+    def _check_same_step(self, step: int) -> None:
         """Raise `ValueError` unless all processes found the same checkpoint."""
         mine = torch.tensor([step], device=self.accelerator.device)
         steps = self.accelerator.gather(mine)
@@ -396,21 +477,21 @@ class _Run:
         if len(set(steps.tolist())) > 1:
             raise ValueError(
                 f"the processes found checkpoints of steps {steps.tolist()} in {self.config.out}; "
-                "put out on a file system that all nodes share"
+                "set out to a folder on a file system that all nodes share"
             )
 
-    def _leave(self, log: RunLog, saved: bool) -> None:
-        """End the process after a signal; the exit code tells which."""
-        number = self.caught[0] if self.caught else signal.SIGTERM
+    def _exit(self, log: RunLog, signals: list[int], saved: bool) -> None:
+        """End the process after a signal; the exit code says which."""
+        number = signals[0] if signals else signal.SIGTERM  # another process may have got it
         done = "saved" if saved else "not saved"
-        log.say(f"stopped at step {self.step}, {done}; the same command goes on from there")
+        log.say(f"stopped at step {self.step}, {done}; the same command resumes from there")
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
 
-def _as_written() -> AbstractContextManager[None]:
-    """Without what `compile` made for the training's batch size: another size takes a minute."""
+def _uncompiled() -> AbstractContextManager[None]:
+    """Run compiled networks as written: compiling them for another batch size takes a minute."""
     if hasattr(torch.compiler, "set_stance"):
         return torch.compiler.set_stance("force_eager")
     return nullcontext()  # before torch 2.6
@@ -421,7 +502,7 @@ def stop_signals() -> Iterator[list[int]]:
     """Collect SIGTERM and the first Ctrl-C instead of dying of them; a second Ctrl-C interrupts."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may ask for signals
+        yield caught  # only the main thread may handle signals
         return
 
     def catch(number: int, _: object) -> None:
@@ -438,10 +519,10 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def _join_processes() -> None:
-    """Find the other processes that torchrun started.
+    """Meet the other processes that torchrun started.
 
-    Its store outlives restarts, and with it the addresses of processes that
-    are gone; so each start has names of its own in it.
+    Its store outlives restarts, and with it the addresses of processes that are gone; so each
+    start uses its own prefix for names in the store.
     """
     store, rank, ranks = next(distributed.rendezvous("env://"))  # pyright: ignore
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -462,14 +543,14 @@ def _accelerator(config: RunConfig) -> Accelerator:
     accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
     if accelerator.num_processes != launched:
         raise ValueError(
-            f"{launched} processes were started, but {accelerator.num_processes} found each other; "
-            "start them with torchrun"
+            f"{launched} processes were started, but only {accelerator.num_processes} of them are "
+            "connected; start them with torchrun"
         )
     return accelerator
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of the GPU, or of the process where the system tells; 0 if not."""
+    """Most bytes in use so far, on the GPU or in the process; 0 where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -477,7 +558,7 @@ def _peak_memory(device: torch.device) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def _stage(config: RunConfig, device: torch.device) -> Stage:
+def _build_stage(config: RunConfig, device: torch.device) -> Stage:
     if config.stage == "first_stage":
         from training.stages.first_stage import FirstStage
 

@@ -19,7 +19,7 @@ from pbe_model import PBEConfig
 from pbe_model.networks.vae import AutoencoderKL
 from pbe_model.sampling.schedule import NoiseSchedule
 from training.config import RunConfig
-from training.optim.gradients import SixteenBitGradients
+from training.optim.gradients import Bf16GradOptimizer
 from training.optim.optimizer import build_optimizer
 from training.planning.counting import count_step, loss_modules
 from training.planning.hardware import peak_flops
@@ -87,7 +87,7 @@ class _Step:
         unet.to(memory_format=torch.channels_last)
         self.unet = unet
         trained = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimizer = SixteenBitGradients(
+        self.optimizer = Bf16GradOptimizer(
             self.module, build_optimizer(plan.config.optim, trained)
         )
 

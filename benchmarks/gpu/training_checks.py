@@ -25,6 +25,7 @@ from benchmarks.gpu.report import Report
 from pbe_model.checkpoints.save import save_model
 from training import checkpoints, loop
 from training.config import RunConfig
+from training.optim import gradients
 
 CPU_UPDATES = 4
 
@@ -69,7 +70,7 @@ class _Checks:
             "gradient checkpointing": lambda: self._same(
                 "gradient checkpointing against none, bf16", gradient_checkpointing=True
             ),
-            "16-bit gradients": self._wide_gradients,
+            "bf16 gradients": self._wide_gradients,
             "NCCL": self._one_rank,
             "training on the CPU": self._against_the_cpu,
             "LoRA": self._lora,
@@ -93,7 +94,7 @@ class _Checks:
         # What no check reads takes longer than the updates: the share of the card's rate, pictures.
         with (
             mock.patch.object(loop, "peak_flops", return_value=None),
-            mock.patch.object(loop._Run, "_look"),
+            mock.patch.object(loop.Trainer, "_validate"),
         ):
             loop.train(config)
         self._done[name] = config
@@ -122,8 +123,8 @@ class _Checks:
         self._compare(title, other, whole)
 
     def _wide_gradients(self) -> None:
-        with mock.patch.object(loop, "have_sixteen_bits", return_value=False):
-            self._same("gradients widened at once against kept in 16 bits, bf16")
+        with mock.patch.object(gradients, "keeps_bf16_grads", return_value=False):
+            self._same("gradients widened at once against kept in bf16, bf16")
 
     def _one_rank(self) -> None:
         whole = self._run("bf16", precision="bf16")

@@ -59,10 +59,10 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     def interrupted(config: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.loop, "train", interrupted)
+    monkeypatch.setattr(training.loop, "Trainer", interrupted)
     assert main(["train", "demo"]) == 130
     assert capsys.readouterr().err == (
-        "pbe-train: interrupted; the same command goes on from there\n"
+        "pbe-train: interrupted; the same command resumes from there\n"
     )
 
 

@@ -85,7 +85,7 @@ def test_a_changed_batch_size_goes_on_after_the_last_sample_seen(
     train(config)
     train(changed(config, steps=3, batch_size=6))
     assert newest(tmp_path)["samples"] == 2 * 4 + 6
-    said = "going on from step 2 with other settings than before: batch_size 4 -> 6"
+    said = "resuming from step 2 with changed settings: batch_size 4 -> 6"
     assert said in "".join(capsys.readouterr())
 
 
@@ -95,7 +95,7 @@ def test_a_changed_batch_size_goes_on_after_the_last_sample_seen(
         ({"tokens": "all"}, "holds other trainable parameters than this configuration has"),
         (
             {"optim.name": "torch.optim.Rprop"},
-            r"made with torch\.optim\.AdamW, not with torch\.optim\.Rprop",
+            r"made with optim\.name torch\.optim\.AdamW, not torch\.optim\.Rprop",
         ),
     ],
 )

@@ -134,7 +134,7 @@ def test_asked_to_stop_it_saves_first(photos: Path, tmp_path: Path, number: sign
     done = start(config, AT=3, SIGNAL=int(number))
     assert done.returncode == 128 + number
     assert "Traceback" not in done.stderr
-    assert "stopped at step 4, saved; the same command goes on from there" in (
+    assert "stopped at step 4, saved; the same command resumes from there" in (
         done.stdout + done.stderr
     )
     assert newest(config.out)["step"] == 4
@@ -149,8 +149,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(photos: Path, tmp_path: Pat
     more = run_config(photos, config.out, steps=5, **{"checkpoint.every": 1})
     done = start(more, LARGEST=len(before) // 2)
     assert done.returncode == 2
-    assert "checkpoint of step 3 not written" in done.stdout + done.stderr
-    assert done.stderr.rstrip().endswith("it goes on from the newest one")
+    assert "could not write the checkpoint of step 3" in done.stdout + done.stderr
+    assert done.stderr.rstrip().endswith("it resumes from the newest checkpoint")
     assert "Traceback" not in done.stderr
     assert [path.name for path in (config.out / "checkpoints").iterdir()] == [good.name]
     assert good.read_bytes() == before

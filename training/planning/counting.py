@@ -34,7 +34,7 @@ from pbe_model.model import PaintByExample
 from pbe_model.networks.vae import AutoencoderKL
 from pbe_model.sampling.schedule import NoiseSchedule
 from training.config import RunConfig
-from training.optim.gradients import SixteenBitGradients, bytes_at_update, have_sixteen_bits
+from training.optim.gradients import Bf16GradOptimizer, grad_bytes_at_update, keeps_bf16_grads
 from training.stages.latents import AT_ONCE
 from training.stages.loss import DiffusionLoss, FirstStageLoss
 
@@ -114,7 +114,7 @@ def count_step(
     config = config.model_copy(update={"gradient_checkpointing": checkpointing})
     with _without_contents(config, sizes) as (module, vae):
         trained = [p for p in module.parameters() if p.requires_grad]
-        at_update = bytes_at_update(module, config, processes)
+        at_update = grad_bytes_at_update(module, config, processes)
     fixed, per_sample = _count_memory(config, sizes, processes, like_cuda)
     return StepCount(
         flops=count_flops(config, sizes),
@@ -155,8 +155,8 @@ def _count_memory(
             if config.accumulate > 1 and parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
                 there.append(parameter.grad)
-        if have_sixteen_bits(config, processes):
-            SixteenBitGradients(module, torch.optim.SGD(module.parameters()))
+        if keeps_bf16_grads(config, processes):
+            Bf16GradOptimizer(module, torch.optim.SGD(module.parameters()))
         meter = _Meter(there)
         with _Substitutes(AUTOCAST.get(config.precision), like_cuda), meter:
             with autocast(config.precision):

@@ -1,19 +1,19 @@
-"""Gradients of 16 bits: the same updates as with the widened ones, to the bit, in less memory."""
+"""Gradients kept in bfloat16 give the same updates to the bit; fp16 leaves out overflows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from training import loop
-from training.loop import train
+from training.loop import Trainer, train
 from training.optim import gradients
-from training.optim.gradients import SixteenBitGradients
+from training.optim.gradients import Bf16GradOptimizer, PreparedOptimizer
 
 from ..runs import digest, logged, run_config
 
@@ -47,17 +47,17 @@ def test_a_run_is_that_of_the_widened_gradients(
     options = {"precision": "bf16", "optim.name": optimizer, "optim.clip": 0.05}
     used = []
 
-    class Watched(SixteenBitGradients):
+    class Watched(Bf16GradOptimizer):
         def step(self) -> None:
-            used.append({gradient.dtype for gradient in self._kept.values()})
+            used.append({gradient.dtype for gradient in self._gradients.values()})
             super().step()
 
-    monkeypatch.setattr(gradients, "AT_ONCE", 1)
-    monkeypatch.setattr(loop, "SixteenBitGradients", Watched)
+    monkeypatch.setattr(gradients, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(gradients, "Bf16GradOptimizer", Watched)
     narrow = run_config(photos, tmp_path / "narrow", init, steps=2, **options)
     train(narrow)
     assert used == [{torch.bfloat16}] * 2
-    monkeypatch.setattr(loop, "SixteenBitGradients", lambda *_: None)
+    monkeypatch.setattr(gradients, "keeps_bf16_grads", lambda *_: False)
     wide = run_config(photos, tmp_path / "wide", init, steps=2, **options)
     train(wide)
     assert logged(narrow.out) == logged(wide.out)
@@ -66,24 +66,17 @@ def test_a_run_is_that_of_the_widened_gradients(
 
 
 @pytest.mark.usefixtures("_other_precision")
-def test_sums_keep_their_bits(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Float32 has no 16 bits to keep, and a sum over micro-batches has more than 16."""
-
-    def refuse(*_: object) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr(loop, "SixteenBitGradients", refuse)
-    train(run_config(photos, tmp_path / "float32", steps=1))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    train(run_config(photos, tmp_path / "sum", steps=1, precision="bf16", accumulate=2))
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16", "accumulate": 2}])
+def test_sums_keep_their_bits(photos: Path, tmp_path: Path, options: dict) -> None:
+    """Float32 gradients do not fit into bfloat16, nor does a sum over micro-batches."""
+    trainer = Trainer(run_config(photos, tmp_path, steps=1, **options))
+    assert isinstance(trainer.optimizer, PreparedOptimizer)
 
 
 def test_what_is_kept_between_backward_pass_and_update() -> None:
     module = nn.Sequential(nn.Linear(64, 256), nn.LayerNorm(256), nn.Linear(256, 64))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    kept = SixteenBitGradients(module, optimizer)
+    kept = Bf16GradOptimizer(module, optimizer)
 
     def backward() -> None:
         with torch.autocast("cpu", torch.bfloat16):
@@ -103,3 +96,47 @@ def test_what_is_kept_between_backward_pass_and_update() -> None:
     moved = torch.cat([(new - old).flatten() for old, new in pairs]).norm()
     torch.testing.assert_close(moved, torch.tensor(0.1 * 1e-3), rtol=1e-2, atol=0)
     assert norm > 1e-3
+
+
+class HalfPrecision:
+    """What `PreparedOptimizer` needs of an accelerator in fp16, which has none on CPUs."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.module = module
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        self.prepared = SimpleNamespace(optimizer=optimizer, zero_grad=optimizer.zero_grad)
+
+    def clip_grad_norm_(self, parameters: list[nn.Parameter], max_norm: float) -> torch.Tensor:
+        self.scaler.unscale_(self.prepared.optimizer)
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    def backward(self, x: torch.Tensor) -> None:
+        self.scaler.scale(self.module(x).sum()).backward()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_scaler_of_fp16_follows_the_updates(fused: bool) -> None:
+    """As with the scaler's own step, but without its question whether gradients are finite."""
+    ours, theirs = nn.Linear(3, 1), nn.Linear(3, 1)
+    theirs.load_state_dict(ours.state_dict())
+    one, two = (
+        HalfPrecision(module, torch.optim.AdamW(module.parameters(), lr=0.1, fused=fused))
+        for module in (ours, theirs)
+    )
+    optimizer = PreparedOptimizer(one, one.prepared, list(ours.parameters()))  # pyright: ignore
+    for value in (1.0, float("inf"), 2.0, 3.0, -1.0):
+        x = torch.tensor([[value, 1.0, 2.0]])
+        one.backward(x)
+        if optimizer.clip(1.0).isfinite():
+            optimizer.step()
+        optimizer.zero_grad()
+        two.backward(x)
+        two.clip_grad_norm_(list(theirs.parameters()), 1.0)
+        two.scaler.step(two.prepared.optimizer)
+        two.scaler.update()
+        two.prepared.zero_grad()
+        assert one.scaler.state_dict() == two.scaler.state_dict()
+        assert all(p.grad is None for p in ours.parameters())
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(mine, other)
+    assert one.scaler.get_scale() == 4.0  # halved once, doubled once

@@ -15,7 +15,7 @@ from pbe_model.sampling.schedule import NoiseSchedule
 from training.cli import main
 from training.config import OptimConfig, RunConfig, load_config
 from training.optim import gradients
-from training.optim.gradients import SixteenBitGradients, have_sixteen_bits
+from training.optim.gradients import Bf16GradOptimizer, keeps_bf16_grads
 from training.planning import hardware
 from training.planning.counting import (
     StepCount,
@@ -183,8 +183,8 @@ def test_memory_of_a_real_step(precision: str, fresh: bool, tolerance: float) ->
     run, batch = (config if fresh else bank)(precision=precision), 8
     foreseen = count_step(run, SMALL, like_cuda=False).peak(batch)
     module, vae = loss_modules(run, SMALL, NoiseSchedule.linear(SMALL.schedule))
-    if have_sixteen_bits(run, processes=1):
-        SixteenBitGradients(module, torch.optim.SGD(module.parameters()))
+    if keeps_bf16_grads(run, processes=1):
+        Bf16GradOptimizer(module, torch.optim.SGD(module.parameters()))
     with torch.profiler.profile(profile_memory=True) as profile:
         values = empty_batch(run, SMALL, vae, batch)
         values = {name: torch.zeros_like(value) for name, value in values.items()}
@@ -200,7 +200,7 @@ def test_memory_of_a_real_step(precision: str, fresh: bool, tolerance: float) ->
 
 
 def test_gradients_of_16_bits_where_they_are_no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradients, "AT_ONCE", 0)
+    monkeypatch.setattr(gradients, "CHUNK_BYTES", 0)
     run = bank(precision="bf16")
     alone, together = (count_step(run, SMALL, processes=n) for n in (1, 2))
     assert together.update_bytes == together.trained_bytes
