@@ -20,8 +20,8 @@ from ..config import ExemplarConfig
 from ..model import PaintByExample
 from ..untrusted import shown
 from .diffusers_folder import read_config, read_part
-from .infer_config import TOWER
 from .load import check_types, state_dict
+from .official_names import TOWER
 from .safetensors_io import cast, read_safetensors
 from .torch_file import load_tensors
 

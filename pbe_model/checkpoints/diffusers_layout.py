@@ -25,6 +25,7 @@ from ..config import (
 )
 from ..networks.exemplar_encoder import CLIP_MEAN, CLIP_STD
 from ..untrusted import shown
+from .official_names import EMBEDDER, LEARNABLE_VECTOR, MAPPER, PROJECTION, UNET, VAE
 
 FOLDERS = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -70,10 +71,10 @@ _VAE_MIDDLE = {
     "attn_1.proj_out": "attentions.0.to_out.0",
 }
 _ENCODER = {
-    "cond_stage_model.transformer": "model",
-    "cond_stage_model.final_ln": "final_layer_norm",
-    "proj_out": "proj_out",
-    "learnable_vector": "uncond_vector",
+    f"{EMBEDDER}transformer": "model",
+    f"{EMBEDDER}final_ln": "final_layer_norm",
+    PROJECTION: "proj_out",
+    LEARNABLE_VECTOR: "uncond_vector",
 }
 _MAPPER = {
     "attn.c_proj": "attn1.to_out.0",
@@ -97,14 +98,14 @@ def module_table(config: PBEConfig) -> Table:
     """
     table: Table = {}
     for prefix, folder, names in (
-        ("model.diffusion_model", "unet", _unet_table(config.unet)),
-        ("first_stage_model", "vae", _vae_table(config.vae)),
+        (UNET, "unet", _unet_table(config.unet)),
+        (VAE, "vae", _vae_table(config.vae)),
         ("", "image_encoder", _ENCODER),
     ):
         for ours, theirs in names.items():
-            table[f"{prefix}.{ours}".strip(".")] = (f"{folder}.{theirs}".strip("."),)
+            table[f"{prefix}{ours}".rstrip(".")] = (f"{folder}.{theirs}".rstrip("."),)
     for i in range(config.exemplar.mapper_layers):
-        ours, theirs = f"cond_stage_model.mapper.resblocks.{i}", f"image_encoder.mapper.blocks.{i}"
+        ours, theirs = f"{MAPPER}resblocks.{i}", f"image_encoder.mapper.blocks.{i}"
         table |= {f"{ours}.{a}": (f"{theirs}.{b}",) for a, b in _MAPPER.items()}
         table[f"{ours}.attn.c_qkv"] = tuple(f"{theirs}.attn1.to_{letter}" for letter in "qkv")
     return table

@@ -10,19 +10,23 @@ from torch import Tensor
 
 from ..config import ExemplarConfig, PBEConfig, UNetConfig, VAEConfig
 from ..untrusted import parse_json
+from .official_names import (
+    CROSS_ATTENTION_KEY,
+    EMBEDDER,
+    FIRST_CONVOLUTION,
+    LEARNABLE_VECTOR,
+    MAPPER,
+    PROJECTION,
+    TEXT_ENCODER,
+    TOWER,
+    UNET,
+    VAE,
+)
 
 METADATA_KEY = "pbe_config"
 """Under which our files hold their configuration, as JSON."""
 
 _MAX_STATED = 2**16  # letters of a configuration; ours have about a thousand
-
-TOWER = "cond_stage_model.transformer.vision_model."
-
-TEXT_ENCODER = "cond_stage_model.transformer.text_model."
-"""What Stable Diffusion's files have in its place."""
-
-_UNET = "model.diffusion_model."
-_VAE = "first_stage_model."
 
 
 def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> PBEConfig:
@@ -41,7 +45,7 @@ def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
         check_layers(config, tensors)
         return config
     shapes = _Shapes(tensors)
-    channels = shapes(_UNET + "input_blocks.0.0.weight")[1]
+    channels = shapes(FIRST_CONVOLUTION)[1]
     if channels != UNetConfig.in_channels:
         raise ValueError(
             f"its denoiser takes {channels} channels and Paint by Example's takes 9: "
@@ -52,9 +56,7 @@ def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
             "it has a text encoder: this is an inpainting model of Stable Diffusion, whose "
             "channels mean something else; to train, start from SD 1.4 or 1.5"
         )
-    has_encoder = any(
-        name.startswith(("cond_stage_model.", "proj_out.", "learnable_vector")) for name in tensors
-    )
+    has_encoder = any(name.startswith((EMBEDDER, PROJECTION, LEARNABLE_VECTOR)) for name in tensors)
     return PBEConfig(
         unet=_unet(shapes),
         vae=_vae(shapes),
@@ -64,14 +66,14 @@ def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 def is_stable_diffusion(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a denoiser is that of SD 1.4 or 1.5, from which Paint by Example is trained."""
-    first = tensors.get(_UNET + "input_blocks.0.0.weight")
+    first = tensors.get(FIRST_CONVOLUTION)
     return (
         first is not None
         and first.ndim == 4
         and first.numel() > 0
         and first.shape[1:] == (UNetConfig.out_channels, 3, 3)
-        and not any(name.startswith((TOWER, "learnable_vector")) for name in tensors)
-        and _UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight" in tensors
+        and not any(name.startswith((TOWER, LEARNABLE_VECTOR)) for name in tensors)
+        and CROSS_ATTENTION_KEY in tensors
     )
 
 
@@ -132,48 +134,48 @@ class _Shapes:
 
 
 def _unet(shapes: _Shapes) -> UNetConfig:
-    base = shapes(_UNET + "input_blocks.0.0.weight")[0]
+    base = shapes(FIRST_CONVOLUTION)[0]
     # A stack that is missing as a whole must not be taken for one of no layers.
-    shapes(_UNET + "input_blocks.1.0.in_layers.2.weight")
-    blocks_at = re.escape(_UNET) + r"input_blocks\.(\d{1,4})\."
+    shapes(UNET + "input_blocks.1.0.in_layers.2.weight")
+    blocks_at = re.escape(UNET) + r"input_blocks\.(\d{1,4})\."
     # Downsamplings separate the levels; the rest of a level are its residual blocks.
     downs = shapes.indices(blocks_at + r"0\.op\.weight")
     blocks = shapes.indices(blocks_at + r"0\.in_layers\.2\.weight")
     last = [max((i for i in blocks if i < down), default=0) for down in downs] + [max(blocks)]
-    widths = [shapes(f"{_UNET}input_blocks.{i}.0.in_layers.2.weight")[0] for i in last]
+    widths = [shapes(f"{UNET}input_blocks.{i}.0.in_layers.2.weight")[0] for i in last]
     attending = set(shapes.indices(blocks_at + r"1\.norm\.weight"))
     return UNetConfig(
         model_channels=base,
         num_res_blocks=len(blocks) // len(widths),
         channel_mult=tuple(width // base for width in widths),
         attention_resolutions=tuple(2**i for i, block in enumerate(last) if block in attending),
-        context_dim=shapes(_UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 2)[1],
+        context_dim=shapes(CROSS_ATTENTION_KEY, 2)[1],
     )
 
 
 def _vae(shapes: _Shapes) -> VAEConfig:
-    ch = shapes(_VAE + "encoder.conv_in.weight")[0]
-    shapes(_VAE + "encoder.down.0.block.0.conv1.weight")
-    down = re.escape(_VAE) + r"encoder\.down\."
+    ch = shapes(VAE + "encoder.conv_in.weight")[0]
+    shapes(VAE + "encoder.down.0.block.0.conv1.weight")
+    down = re.escape(VAE) + r"encoder\.down\."
     levels = shapes.indices(down + r"(\d{1,4})\.block\.0\.conv1\.weight")
     return VAEConfig(
         ch=ch,
         ch_mult=tuple(
-            shapes(f"{_VAE}encoder.down.{i}.block.0.conv2.weight")[0] // ch for i in levels
+            shapes(f"{VAE}encoder.down.{i}.block.0.conv2.weight")[0] // ch for i in levels
         ),
         num_res_blocks=len(shapes.indices(down + r"0\.block\.(\d{1,4})\.")),
-        z_channels=shapes(_VAE + "post_quant_conv.weight")[0],
+        z_channels=shapes(VAE + "post_quant_conv.weight")[0],
     )
 
 
 def _exemplar(shapes: _Shapes) -> ExemplarConfig:
     shapes(TOWER + "encoder.layers.0.self_attn.q_proj.weight", 2)
-    shapes("cond_stage_model.mapper.resblocks.0.attn.c_qkv.weight", 2)
-    shapes("learnable_vector", 3)
+    shapes(MAPPER + "resblocks.0.attn.c_qkv.weight", 2)
+    shapes(LEARNABLE_VECTOR, 3)
     hidden, _, _, patch = shapes(TOWER + "embeddings.patch_embedding.weight")
     side = round((shapes(TOWER + "embeddings.position_embedding.weight", 2)[0] - 1) ** 0.5)
     layers = shapes.indices(re.escape(TOWER) + r"encoder\.layers\.(\d{1,4})\.")
-    mapper = shapes.indices(r"cond_stage_model\.mapper\.resblocks\.(\d{1,4})\.")
+    mapper = shapes.indices(re.escape(MAPPER) + r"resblocks\.(\d{1,4})\.")
     return ExemplarConfig(
         image_size=side * patch,
         patch_size=patch,

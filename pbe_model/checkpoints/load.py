@@ -1,7 +1,6 @@
 """Loading models, strictly: every tensor accounted for, shapes checked, no code run.
 
-Files hold the official names (`model.diffusion_model.`, `first_stage_model.`,
-`cond_stage_model.`, `proj_out.`, `learnable_vector`). Ours are safetensors with the configuration
+Files hold the names of `official_names`. Ours are safetensors with the configuration
 in the metadata; without it the sizes are read off the tensors. Weights stay mapped from the file:
 each is read once, to be checked and cast, and what that took is given back.
 """
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,19 +23,18 @@ from ..networks.attention import Attention, sdpa_attention, select_attention
 from ..untrusted import shown
 from .diffusers_folder import read_folder
 from .diffusers_layout import diffusers_config, from_diffusers
-from .infer_config import (
-    METADATA_KEY,
+from .infer_config import METADATA_KEY, check_layers, infer_config, is_stable_diffusion
+from .official_names import (
+    FIRST_CONVOLUTION,
+    PARTS,
     TEXT_ENCODER,
-    TOWER,
-    check_layers,
-    infer_config,
-    is_stable_diffusion,
+    UNET,
+    average_of,
+    canonical,
+    is_derived,
 )
 from .safetensors_io import WEIGHT_TYPES, Pages, cast, read_safetensors
 from .torch_file import load_tensors
-
-PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "encoder": ""}
-"""Prefix of each part of the model in a checkpoint."""
 
 START = ("unet", "vae")
 """Parts that a checkpoint of Stable Diffusion has."""
@@ -45,16 +42,6 @@ START = ("unet", "vae")
 BUNDLED = Path(__file__).parents[1] / "assets" / "tiny.safetensors"
 
 _OURS = ("format", METADATA_KEY)  # metadata that is written anew
-_FIRST = PARTS["unet"] + "input_blocks.0.0.weight"
-_UNNAMED_TOWER = re.compile(r"cond_stage_model\.transformer\.(?!vision_model\.|text_model\.)")
-# Official files carry these; they follow from the configuration or belong to training.
-_DERIVED = re.compile(
-    r"(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|"
-    r"lvlb_weights|logvar|scale_factor)"
-    r"|cond_stage_model\.transformer\.(vision_model\.)?embeddings\.position_ids"
-    r"|image_encoder\.model\.(vision_model\.)?embeddings\.position_ids"
-    r"|model_ema\..*"
-)
 
 
 @dataclass(frozen=True)
@@ -128,10 +115,10 @@ def read(path: str | Path, *, ema: bool = False) -> Checkpoint:
         loaded |= _moving_average(path, loaded)
     tensors, dropped = {}, []
     for name, tensor in loaded.items():
-        if _DERIVED.fullmatch(name):
+        if is_derived(name):
             dropped.append(name)
             continue
-        official = _canonical(name)
+        official = canonical(name)
         tensors[official] = tensor
         if official != name:
             renamed[name] = official
@@ -155,12 +142,11 @@ def _read_diffusers(
 
 
 def _moving_average(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The denoiser's moving average, under the denoiser's names (there they have no dots)."""
-    prefix = PARTS["unet"]
+    """The denoiser's moving average, under the denoiser's names."""
     found = {}
     for name in tensors:
-        if name.startswith(prefix):
-            average = "model_ema." + name.removeprefix("model.").replace(".", "")
+        if name.startswith(UNET):
+            average = average_of(name)
             if average not in tensors:
                 raise ValueError(
                     f"{path} has no moving average of {shown(name)} ({shown(average)}); use its "
@@ -181,9 +167,9 @@ def starting_point(file: Checkpoint) -> Checkpoint:
         return file
     text = [name for name in file.tensors if name.startswith(TEXT_ENCODER)]
     tensors = {name: tensor for name, tensor in file.tensors.items() if name not in set(text)}
-    first = tensors[_FIRST]
+    first = tensors[FIRST_CONVOLUTION]
     more = UNetConfig.in_channels - first.shape[1]
-    tensors[_FIRST] = torch.cat(
+    tensors[FIRST_CONVOLUTION] = torch.cat(
         [first, first.new_zeros(first.shape[0], more, *first.shape[2:])], dim=1
     )
     return replace(
@@ -194,15 +180,10 @@ def starting_point(file: Checkpoint) -> Checkpoint:
     )
 
 
-def _canonical(name: str) -> str:
-    """The official name: the tower below `vision_model.`, which some versions leave out."""
-    return _UNNAMED_TOWER.sub(TOWER, name)
-
-
 def state_dict(model: PaintByExample, parts: Iterable[str] = tuple(PARTS)) -> dict[str, Tensor]:
     """The weights of the model, or of some of its parts, under the official names."""
     return {
-        _canonical(PARTS[part] + name): tensor
+        canonical(PARTS[part] + name): tensor
         for part in parts
         for name, tensor in getattr(model, part).state_dict().items()
     }
@@ -236,7 +217,7 @@ def load_weights(
     _check_fit(state_dict(model, parts), tensors, source)
     for part in parts:
         module, prefix = getattr(model, part), PARTS[part]
-        weights = {name: tensors[_canonical(prefix + name)] for name in module.state_dict()}
+        weights = {name: tensors[canonical(prefix + name)] for name in module.state_dict()}
         module.load_state_dict(weights, strict=True, assign=True)
 
 

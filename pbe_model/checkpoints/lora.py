@@ -26,7 +26,8 @@ from ..model import PaintByExample
 from ..untrusted import parse_json, shown
 from .diffusers_layout import module_table, renamed
 from .infer_config import METADATA_KEY
-from .load import PARTS, check_types
+from .load import check_types
+from .official_names import MAPPER, UNET
 from .safetensors_io import WEIGHT_TYPES, cast, read_safetensors, write_safetensors
 
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
@@ -34,7 +35,7 @@ DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 
 _MAX_RANK = 4096
 _ALPHA_TYPES = (*WEIGHT_TYPES, torch.int32, torch.int64)
-_MAPPER = "encoder.cond_stage_model.mapper."
+_MAPPER = f"encoder.{MAPPER}"
 
 
 def adaptable(model: PaintByExample) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -56,7 +57,7 @@ def names_in_file(paths: Iterable[str], config: PBEConfig) -> dict[str, str]:
     for path in paths:
         part, _, rest = path.partition(".")
         if part == "unet":
-            (theirs,) = renamed(PARTS[part] + rest, table)
+            (theirs,) = renamed(UNET + rest, table)
             rest = theirs.removeprefix("unet.")
         names[path] = f"lora_{part}_{rest}".replace(".", "_")
     return names

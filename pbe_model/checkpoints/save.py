@@ -18,9 +18,8 @@ from ..atomic import replacing
 from ..model import PaintByExample
 from .diffusers_folder import write_folder
 from .diffusers_layout import diffusers_configs, to_diffusers
-from .infer_config import METADATA_KEY, TOWER, is_stable_diffusion
+from .infer_config import METADATA_KEY, is_stable_diffusion
 from .load import (
-    PARTS,
     START,
     Report,
     lay_out,
@@ -30,11 +29,10 @@ from .load import (
     starting_point,
     state_dict,
 )
+from .official_names import PARTS, POSITION_IDS, TOWER
 from .safetensors_io import Pages, Releasing, cast, write_safetensors
 
 Layout = Literal["safetensors", "official", "diffusers"]
-
-_POSITION_IDS = TOWER + "embeddings.position_ids"
 
 
 def save_model(
@@ -95,7 +93,7 @@ def save_official(
             pages.read(tensor.nbytes)
     tensors.update(model.schedule.buffers())
     positions = tensors[TOWER + "embeddings.position_embedding.weight"].shape[0]
-    tensors[_POSITION_IDS] = torch.arange(positions)[None]
+    tensors[POSITION_IDS] = torch.arange(positions)[None]
     with replacing(Path(path)) as part, Releasing(part, pages or Pages([], part)) as file:
         stated = json.dumps(model.config.to_dict())
         torch.save({"state_dict": tensors, METADATA_KEY: stated}, file)
