@@ -18,7 +18,7 @@ from .exemplar import PBEEncoder
 from .folders import MODEL_EXTENSIONS, MODEL_FOLDER
 
 BUNDLED_CHOICE = "bundled demo"
-FOLDERS = (MODEL_FOLDER, "checkpoints")
+_CHECKPOINT_FOLDERS = (MODEL_FOLDER, "checkpoints")
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
     "default": None,
     "fp32": torch.float32,
@@ -125,7 +125,7 @@ def _choices() -> list[str]:
     parts = (*(f"{folder}/" for folder in folders), f"{UNFINISHED}/")
     files = [
         f"{folder}/{name}"
-        for folder in FOLDERS
+        for folder in _CHECKPOINT_FOLDERS
         for name in folder_paths.get_filename_list(folder)
         if os.path.splitext(name)[1].lower() in MODEL_EXTENSIONS
     ]

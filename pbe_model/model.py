@@ -54,7 +54,7 @@ class PaintByExample(nn.Module):
             config: Architecture; `None` reads it off the file.
             device: Where the model goes.
             dtype: Type of the weights; `None` keeps what they are.
-            attention: `"auto"`, `"sdpa"`, `"xformers"` or `"reference"`.
+            attention: `"auto"`, `"sdpa"` or `"xformers"`.
 
         Raises:
             ValueError: No such file, damaged, another architecture, names missing or unexpected.

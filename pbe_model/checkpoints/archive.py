@@ -11,8 +11,8 @@ import struct
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
-START = b"PK\x03\x04"
-"""How an archive begins that has a record."""
+SIGNATURE = b"PK\x03\x04"
+"""First bytes of an archive, as of every record in it."""
 
 MAX_DIRECTORY = 8 * 2**20
 """Bytes; that of the official checkpoint has half a megabyte."""
@@ -158,7 +158,7 @@ def _check_local(data: Source, at: int, name: bytes, stated: tuple[int, ...]) ->
     begin = at + name_length + extra_length
     unknown = (0, _SATURATED) if flags & _SIZES_FOLLOW else (_SATURATED,)
     if (
-        mark != START
+        mark != SIGNATURE
         or (flags, method) != stated[:2]
         or any(a != b and a not in unknown for a, b in zip((packed, size), stated[2:], strict=True))
         or data[at : at + name_length] != name

@@ -130,7 +130,7 @@ def read_buffer(
     Raises:
         ValueError: As there.
     """
-    if source[: len(archive.START)] == archive.START:
+    if source[: len(archive.SIGNATURE)] == archive.SIGNATURE:
         value, places = _read_zip(source, data if checked else None, foreign)
     elif _LEGACY in source[:_LEGACY_START]:
         if checked:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from torch import Tensor
 
 from .mask_shapes import Box, bezier_mask, box_mask, extend_box
 
-Shape = Literal["as is", "box", "bezier", "hull"]
-SHAPES: tuple[str, ...] = get_args(Shape)
+SHAPES = ("as is", "box", "bezier", "hull")
 
 _MOST_BETWEEN = 2**28  # pixels of a mask resized in the first of two directions
 

@@ -14,7 +14,7 @@ from pbe_model import TINY, V1, PaintByExample, PBEConfig
 from pbe_model.checkpoints.infer_config import infer_config
 from pbe_model.checkpoints.load import PARTS, inspect, load_parts, load_weights, read, state_dict
 from pbe_model.checkpoints.save import save_model, save_official
-from pbe_model.networks.attention import reference_attention
+from pbe_model.networks.attention import BACKENDS, reference_attention
 
 from ..small import SMALL, SMALL_ALL, SMALL_V, noise, relative_error, small_model
 
@@ -189,9 +189,10 @@ def test_a_given_configuration_overrides(tmp_path, tensors):
     assert PaintByExample.from_checkpoint(path, config=SMALL_ALL).config == SMALL_ALL
 
 
-def test_attention_is_chosen_by_name(tmp_path, tensors):
+def test_attention_is_chosen_by_name(tmp_path, tensors, monkeypatch):
+    monkeypatch.setitem(BACKENDS, "own", reference_attention)
     path = write(tmp_path / "model.safetensors", tensors)
-    model = PaintByExample.from_checkpoint(path, attention="reference")
+    model = PaintByExample.from_checkpoint(path, attention="own")
     block = model.unet.middle_block[1].transformer_blocks[0]
     assert block.attn1.attention is block.attn2.attention is reference_attention
 

@@ -25,6 +25,7 @@ from pbe_model.cli.edit_options import DEFAULTS
 from pbe_model.cli.main import main
 from pbe_model.editing.edit import PRESETS
 from pbe_model.image_io import read_image, read_mask
+from pbe_model.networks.attention import BACKENDS, reference_attention
 
 from ..small import SMALL_V, small_model
 
@@ -94,14 +95,15 @@ def pixels(path):
 # ---- edit -----------------------------------------------------------------------------------
 
 
-def test_edit_is_the_python_edit(arguments, checkpoint, capsys):
+def test_edit_is_the_python_edit(arguments, checkpoint, capsys, monkeypatch):
+    monkeypatch.setitem(BACKENDS, "own", reference_attention)
     options = {"steps": 2, "similarity": 2.5, "seed": 4, "sampler": "ddim", "region": "whole",
                "fit": "pad", "strength": 0.6}  # fmt: skip
-    assert main(arguments(**options, attention="reference")) == 0
+    assert main(arguments(**options, attention="own")) == 0
     assert capsys.readouterr().out == "out.png\n"
     photo = read_image("photo.png")
     result = edit(
-        PaintByExample.from_checkpoint(checkpoint, attention="reference"),
+        PaintByExample.from_checkpoint(checkpoint, attention="own"),
         photo,
         read_mask("mask.png"),
         read_image("exemplar.png"),
@@ -112,6 +114,11 @@ def test_edit_is_the_python_edit(arguments, checkpoint, capsys):
     assert outside.any()
     assert (pixels("out.png")[outside] == PHOTO[outside]).all()
     assert (pixels("out.png")[HOLE > 0] != PHOTO[HOLE > 0]).any()
+
+
+def test_the_attention_for_comparisons_is_not_offered(arguments, refused):
+    message = refused(arguments(attention="reference"))
+    assert "'reference'" in message and "sdpa" in message
 
 
 def test_a_preset_is_the_python_preset(arguments, checkpoint):
