@@ -1,4 +1,4 @@
-"""Everything that needs a CUDA card, in a given time: correctness, speed, training.
+"""Everything that needs a CUDA card, in a given time: correctness, ComfyUI, speed, training.
 
     python -m benchmarks.gpu --minutes 10 --out gpu-results [--parts environment correct ...]
 
@@ -25,6 +25,7 @@ from benchmarks.gpu.waiting import when_told
 PARTS = {
     "environment": Part("benchmarks.gpu.environment", 0.1),
     "correct": Part("benchmarks.gpu.correct", 0.42),
+    "host": Part("benchmarks.gpu.host", 0.25),
     "speed": Part("benchmarks.gpu.speed", 0.28, timed=True),
     "training": Part("benchmarks.gpu.training", 0.2, timed=True),
     "bundled": Part("benchmarks.gpu.bundled", 1.5),
@@ -40,6 +41,7 @@ def main(words: list[str] | None = None) -> None:
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="[all of them]")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="[%(default)s]")
     add("--small", action="store_true", help="tiny networks and few repeats")
+    add("--host", type=Path, metavar="FILE", help="a ComfyUI's folder, or what pack_host wrote")
     add("--train", metavar="CONFIG", help="configuration for the part bundled, such as demo")
     add("--data", type=Path, metavar="FILE", help="its pictures: `pbe-train prepare demo --pack`")
     add("--init", type=Path, metavar="FILE", help="what it starts from")
@@ -50,6 +52,7 @@ def main(words: list[str] | None = None) -> None:
         out=args.out,
         device=args.device,
         small=args.small,
+        host=args.host and args.host.expanduser().resolve(),
         train=args.train,
         data=args.data,
         init=args.init,
@@ -60,7 +63,8 @@ def main(words: list[str] | None = None) -> None:
         return
     args.out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu", *(words or sys.argv[1:])]
-    wanted = [name for name in args.parts if name != "bundled" or args.train]
+    needed = {"host": args.host, "bundled": args.train}
+    wanted = [name for name in args.parts if needed.get(name, True)]
     parts = {name: PARTS[name] for name in PARTS if name in wanted}
     supervise(parts, command, args.out, args.minutes)
     print((args.out / TABLE).read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ class Options:
         data: Its data set, one tar.
         init: What it starts from.
         more: Further words for `pbe-train train`.
+        host: A ComfyUI: its folder, or what `pack_host` wrote.
     """
 
     out: Path
@@ -29,6 +30,7 @@ class Options:
     data: Path | None = None
     init: Path | None = None
     more: tuple[str, ...] = ()
+    host: Path | None = None
 
     @property
     def on(self) -> torch.device:

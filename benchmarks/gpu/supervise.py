@@ -54,6 +54,7 @@ class _Waiting:
 
     def prepared(self, until: float) -> bool:
         """Whether it has prepared, or has ended, by a time of the monotonic clock."""
+        assert self.process.stdout is not None
         seconds = max(0.0, until - time.monotonic())
         return bool(select.select([self.process.stdout], [], [], seconds)[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,6 +72,29 @@ def test_sums_keep_their_bits(photos: Path, tmp_path: Path, options: dict) -> No
     """Float32 gradients do not fit into bfloat16, nor does a sum over micro-batches."""
     trainer = Trainer(run_config(photos, tmp_path, steps=1, **options))
     assert isinstance(trainer.optimizer, PreparedOptimizer)
+
+
+@pytest.mark.usefixtures("_other_precision")
+def test_the_only_process_of_torchrun_makes_the_same_updates(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There accelerate wraps the module, and the wrapper fills in gradients that are taken away."""
+    alone = run_config(photos, tmp_path / "alone", steps=2, precision="bf16")
+    train(alone)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launched = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+    launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    launched["OMP_NUM_THREADS"] = 1  # else accelerate sets as many as there are cores
+    for name, value in launched.items():
+        monkeypatch.setenv(name, str(value))
+    wrapped = Trainer(run_config(photos, tmp_path / "wrapped", steps=2, precision="bf16"))
+    assert isinstance(wrapped.module, nn.parallel.DistributedDataParallel)
+    wrapped.run()
+    assert logged(wrapped.config.out) == logged(alone.out)
+    assert digest(wrapped.config.out) == digest(alone.out)
 
 
 def test_what_is_kept_between_backward_pass_and_update() -> None:
