@@ -87,9 +87,7 @@ class _Step:
         unet.to(memory_format=torch.channels_last)
         self.unet = unet
         trained = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimizer = Bf16GradOptimizer(
-            self.module, build_optimizer(plan.config.optim, trained)
-        )
+        self.optimizer = Bf16GradOptimizer(self.module, build_optimizer(plan.config.optim, trained))
 
     def rates(self, report: Report) -> None:
         """What the share of the card's rate is taken of."""

@@ -30,13 +30,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from pbe_model.config import PBEConfig
-from pbe_model.model import PaintByExample
 from pbe_model.networks.vae import AutoencoderKL
 from pbe_model.sampling.schedule import NoiseSchedule
 from training.config import RunConfig
 from training.optim.gradients import Bf16GradOptimizer, grad_bytes_at_update, keeps_bf16_grads
+from training.stages import diffusion, first_stage
 from training.stages.latents import AT_ONCE
-from training.stages.loss import DiffusionLoss, FirstStageLoss
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ENCODING = ("first stage, photo", "first stage, hole")
@@ -192,52 +191,25 @@ def _without_contents(
 def loss_modules(
     config: RunConfig, sizes: PBEConfig, schedule: NoiseSchedule
 ) -> tuple[nn.Module, AutoencoderKL | None]:
-    """The loss as the loop trains it, and the frozen first stage beside it.
+    """The loss as the stage makes it, and the frozen first stage beside it.
 
     Args:
         config: The run.
         sizes: Of the model.
-        schedule: Real tensors, where the rest is fake.
+        schedule: Real tensors, where the rest may be fake.
     """
-    from training.stages.diffusion import freeze  # the stages import this module's users
-
     if config.stage == "first_stage":
-        return FirstStageLoss(AutoencoderKL(sizes.vae), config.loss.kl_weight), None
-    model = PaintByExample(sizes)
-    freeze(model, config)
-    settings = config.loss
-    module = DiffusionLoss(
-        model.unet,
-        model.encoder,
-        schedule,
-        settings.min_snr,
-        settings.v_weight,
-        settings.thumbnail_weight,
-    )
-    return module, model.vae
+        return first_stage.first_stage_loss(config, sizes), None
+    return diffusion.loss_modules(config, sizes, schedule)
 
 
 def empty_batch(
     config: RunConfig, sizes: PBEConfig, vae: AutoencoderKL | None, batch: int
 ) -> dict[str, Tensor]:
-    """What the loss takes, made as the loop makes it: encoded, or read from a bank of latents."""
-    side = sizes.resolution // sizes.vae.downscale
-    latent = (batch, sizes.vae.z_channels, side, side)
-    pixels = (batch, 3, sizes.resolution, sizes.resolution)
+    """What the loss takes, as the stage makes it, without contents."""
     if vae is None:
-        return {"image": torch.empty(pixels), "noise": torch.empty(latent)}
-    if config.data.geometry_variants is None:
-        with torch.no_grad():
-            vae.encode(torch.empty(AT_ONCE, *pixels[1:]))
-    channels = {"latent": latent[1], "masked_latent": latent[1], "keep_mask": 1}
-    encoded = {name: torch.empty(batch, c, side, side) for name, c in channels.items()}
-    return {
-        **encoded,
-        "exemplar": torch.empty(batch, 3, *[sizes.exemplar.image_size] * 2),
-        "noise": torch.empty(latent),
-        "timestep": torch.empty(batch, dtype=torch.int64),
-        "drop": torch.empty(batch, dtype=torch.bool),
-    }
+        return first_stage.empty_batch(sizes, batch)
+    return diffusion.empty_batch(config, sizes, vae, batch)
 
 
 def _by_part(counter: FlopCounterMode) -> dict[str, float]:

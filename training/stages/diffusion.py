@@ -17,18 +17,20 @@ from torch.utils.data import Dataset
 from pbe_model.checkpoints import load as checkpoint
 from pbe_model.checkpoints.clip_tower import PUBLISHED, load_tower
 from pbe_model.checkpoints.infer_config import METADATA_KEY, infer_config
-from pbe_model.config import CONFIGS
+from pbe_model.config import CONFIGS, PBEConfig
 from pbe_model.editing.paint import InpaintInputs, guided
 from pbe_model.model import PaintByExample
 from pbe_model.networks.exemplar_encoder import normalise
 from pbe_model.networks.layers import ResBlock, SpatialTransformer
 from pbe_model.networks.unet import UNet
+from pbe_model.networks.vae import AutoencoderKL
 from pbe_model.sampling.samplers import sample
+from pbe_model.sampling.schedule import NoiseSchedule
 from training.config import RunConfig
 from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
 from training.demo.recipes import endless
 from training.demo.textures import Textures
-from training.stages.latents import LatentBank, LatentEncoder, LatentPool
+from training.stages.latents import AT_ONCE, LatentBank, LatentEncoder, LatentPool
 from training.stages.lora import add_lora
 from training.stages.loss import DiffusionLoss
 
@@ -92,17 +94,7 @@ class Diffusion:
         self.dataset = Noised(
             samples, shape, self.num_timesteps, config, posterior=self._bank is None
         )
-        self.module = DiffusionLoss(
-            self.model.unet,
-            self.model.encoder,
-            self.model.schedule,
-            config.loss.min_snr,
-            config.loss.v_weight,
-            config.loss.thumbnail_weight,
-            config.loss.thumbnail_side,
-            config.loss.keep_weight,
-            config.compile,
-        ).to(device)
+        self.module = diffusion_loss(self.model, self.model.schedule, config).to(device)
         if config.compile:
             compile_blocks(self.model.unet)
 
@@ -121,8 +113,8 @@ class Diffusion:
 
     def _exemplars(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         if self._textures is None:
-            return {"exemplar": loaded["exemplar"].to(self.device)}
-        layers = loaded["exemplar_layers"].to(self.device)
+            return {"exemplar": loaded["exemplar"].to(self.device, non_blocking=True)}
+        layers = loaded["exemplar_layers"].to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, enabled=False):
             exemplar, silhouette = self._textures.draw(
                 layers, self.model.config.exemplar.image_size
@@ -230,6 +222,53 @@ class Noised(Dataset[dict[str, Any]]):
         if self.posterior:
             drawn["posterior"] = rng.standard_normal((2, *self.shape), np.float32)
         return {**self.samples[sample_index], **drawn}
+
+
+def diffusion_loss(
+    model: PaintByExample, schedule: NoiseSchedule, config: RunConfig
+) -> DiffusionLoss:
+    """The loss of a run, over the denoiser and the exemplar encoder of `model`."""
+    settings = config.loss
+    return DiffusionLoss(
+        model.unet,
+        model.encoder,
+        schedule,
+        settings.min_snr,
+        settings.v_weight,
+        settings.thumbnail_weight,
+        settings.thumbnail_side,
+        settings.keep_weight,
+        config.compile,
+    )
+
+
+def loss_modules(
+    config: RunConfig, sizes: PBEConfig, schedule: NoiseSchedule
+) -> tuple[DiffusionLoss, AutoencoderKL]:
+    """A run's loss and its frozen first stage with fresh weights: no file is opened."""
+    model = PaintByExample(sizes)
+    freeze(model, config)
+    return diffusion_loss(model, schedule, config), model.vae
+
+
+def empty_batch(
+    config: RunConfig, sizes: PBEConfig, vae: AutoencoderKL, batch: int
+) -> dict[str, Tensor]:
+    """What `Diffusion.batch` gives, with nothing in it: encoded, or as from a bank of latents."""
+    side = sizes.resolution // sizes.vae.downscale
+    latent = (batch, sizes.vae.z_channels, side, side)
+    if config.data.geometry_variants is None:
+        with torch.no_grad():
+            vae.encode(torch.empty(AT_ONCE, 3, sizes.resolution, sizes.resolution))
+    return {
+        "latent": torch.empty(latent),
+        "masked_latent": torch.empty(latent),
+        "keep_mask": torch.empty(batch, 1, side, side),
+        "exemplar": torch.empty(batch, 3, *[sizes.exemplar.image_size] * 2),
+        "noise": torch.empty(latent),
+        "timestep": torch.empty(batch, dtype=torch.int64),
+        "drop": torch.empty(batch, dtype=torch.bool),
+    }
 
 
 def freeze(model: PaintByExample, config: RunConfig) -> None:

@@ -49,12 +49,12 @@ class FirstStage:
             self.dataset = BoxDataset(data.root, data.index, sample=data.sample, **shared)
         self._held_out = BoxDataset(data.root, data.val_index, shuffle=False, **shared)
         torch.manual_seed(config.seed)
-        vae = AutoencoderKL(self.model_config.vae)
-        initialise(vae)
-        self.module = FirstStageLoss(vae, config.loss.kl_weight).to(device)
+        self.module = first_stage_loss(config, self.model_config)
+        initialise(self.module.vae)  # before the move: devices draw other numbers
+        self.module.to(device)
         if config.compile:
-            vae.encoder.compile()
-            vae.decoder.compile()
+            self.module.vae.encoder.compile()
+            self.module.vae.decoder.compile()
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields; noise is keyed by sample."""
@@ -67,13 +67,14 @@ class FirstStage:
                 for i in loaded["index"]
             ]
         )
-        return {"image": self._images(loaded), "noise": torch.from_numpy(noise).to(self.device)}
+        drawn = torch.from_numpy(noise).to(self.device, non_blocking=True)
+        return {"image": self._images(loaded), "noise": drawn}
 
     def _images(self, loaded: dict[str, Tensor]) -> Tensor:
         if self._textures is None:
-            return loaded["image"].to(self.device)
+            return loaded["image"].to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, enabled=False):
-            layers = loaded["photo_layers"].to(self.device)
+            layers = loaded["photo_layers"].to(self.device, non_blocking=True)
             return self._textures.draw(layers, self.model_config.resolution)[0] * 2 - 1
 
     def _validation(self, count: int, size: int = 32) -> Iterator[Tensor]:
@@ -104,6 +105,20 @@ class FirstStage:
         vae = self.module.vae
         decoded = vae.decode(vae.encode(image).mean)
         return torch.stack([image, decoded], dim=1).flatten(0, 1), 8
+
+
+def first_stage_loss(config: RunConfig, sizes: PBEConfig) -> FirstStageLoss:
+    """The loss of a run over an autoencoder with fresh weights."""
+    return FirstStageLoss(AutoencoderKL(sizes.vae), config.loss.kl_weight)
+
+
+def empty_batch(sizes: PBEConfig, batch: int) -> dict[str, Tensor]:
+    """What `FirstStage.batch` gives, with nothing in it."""
+    side = sizes.resolution // sizes.vae.downscale
+    return {
+        "image": torch.empty(batch, 3, sizes.resolution, sizes.resolution),
+        "noise": torch.empty(batch, sizes.vae.z_channels, side, side),
+    }
 
 
 @torch.no_grad()

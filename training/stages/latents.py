@@ -54,13 +54,14 @@ class LatentEncoder:
         Returns:
             `latent`, `masked_latent` `(B, z, r, r)` scaled, and `keep_mask` `(B, 1, r, r)`.
         """
-        image, hole_mask = image.to(self.device), hole_mask.to(self.device)
+        image = image.to(self.device, non_blocking=True)
+        hole_mask = hole_mask.to(self.device, non_blocking=True)
         pictures = torch.cat([image, masked_image(image, 1 - hole_mask)])
         posteriors = [self.vae.encode(part) for part in pictures.split(self.at_once)]
         if noise is None:
             latents = [posterior.mean for posterior in posteriors]
         else:
-            noises = noise.to(self.device).flatten(0, 1).split(self.at_once)
+            noises = noise.to(self.device, non_blocking=True).flatten(0, 1).split(self.at_once)
             latents = [p.sample(n) for p, n in zip(posteriors, noises, strict=True)]
         scaled = torch.cat(latents).float() * self.vae.config.scale_factor
         latent, masked_latent = scaled.chunk(2)
@@ -109,7 +110,8 @@ class LatentBank:
         for row in rows.tolist():
             if not self._filled[row]:
                 self._fill(row)
-        found = torch.from_numpy(self._rows[rows.numpy()]).float().to(self.encoder.device)
+        found = torch.from_numpy(self._rows[rows.numpy()]).float()
+        found = found.to(self.encoder.device, non_blocking=True)
         z = (found.shape[1] - 1) // 2
         latent, masked_latent, keep_mask = found.split([z, z, 1], dim=1)
         return {"latent": latent, "masked_latent": masked_latent, "keep_mask": keep_mask}
@@ -169,7 +171,7 @@ class LatentPool:
         for group in range(self._each):
             self._prepare(groups[-1] + 1 + group)
         rows = numbers % (self._groups * self.GROUP)
-        found = self._rows[rows.to(self._rows.device)].float()
+        found = self._rows[rows.to(self._rows.device, non_blocking=True)].float()
         z = (found.shape[1] - 1) // 2
         latent, masked_latent, keep_mask = found.split([z, z, 1], dim=1)
         return {"latent": latent, "masked_latent": masked_latent, "keep_mask": keep_mask}

@@ -126,7 +126,8 @@ class DiffusionLoss(nn.Module):
             predicted = self.unet(x, timestep, context)
         target = self.schedule.target(latent, noise, timestep)
         error = self._mean((predicted.float() - target).square(), batch["keep_mask"])  # (B,)
-        alpha = self.schedule.alphas_cumprod.float().to(timestep.device)[timestep]
+        alphas = self.schedule.alphas_cumprod.float().to(timestep.device, non_blocking=True)
+        alpha = alphas[timestep]
         predicts_v = self.schedule.prediction == "v"
         weight = torch.ones_like(error)
         if self.min_snr:
