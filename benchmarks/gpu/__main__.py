@@ -24,8 +24,8 @@ from benchmarks.gpu.waiting import when_told
 
 PARTS = {
     "environment": Part("benchmarks.gpu.environment", 0.1),
-    "correct": Part("benchmarks.gpu.correct", 0.42),
-    "host": Part("benchmarks.gpu.host", 0.25),
+    "correct": Part("benchmarks.gpu.correct", 0.6),
+    "host": Part("benchmarks.gpu.host", 0.3),
     "speed": Part("benchmarks.gpu.speed", 0.28, timed=True),
     "training": Part("benchmarks.gpu.training", 0.2, timed=True),
     "bundled": Part("benchmarks.gpu.bundled", 1.5),

@@ -99,6 +99,7 @@ def _start(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = {
         "PYTHONFAULTHANDLER": "1",
         "TQDM_DISABLE": "1",
+        "OMP_WAIT_POLICY": "passive",  # threads that wait leave the cores to the other parts
         **os.environ,
     }
     pipe = subprocess.PIPE
