@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
+from pbe_model.checkpoints.official_names import TOWER
 from training import checkpoints as state
-from training.loop import train
+from training.cli import main
+from training.config import to_toml
+from training.loop import Trainer, train
+from training.stages.first_stage import FirstStageLoss
 
 from .runs import changed, digest, logged, newest, run_config
 
@@ -105,6 +113,82 @@ def test_a_run_that_cannot_go_on_says_why(
     train(run_config(photos, tmp_path, first_stage, steps=1))
     with pytest.raises(ValueError, match=words):
         train(run_config(photos, tmp_path, first_stage, steps=2, **options))
+
+
+def test_other_frozen_weights_are_refused_or_named(
+    photos: Path, tmp_path: Path, small_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Checkpoints do not hold them: another choice of parts is another model, a path may move."""
+    out = tmp_path / "run"
+    train(run_config(photos, out, small_checkpoint, steps=1))
+    with pytest.raises(
+        ValueError, match=r"made with init_parts .*'unet'.*, not \['vae', 'encoder'"
+    ):
+        train(run_config(photos, out, small_checkpoint, steps=2, init_parts=("vae", "encoder")))
+    reordered = ("encoder", "vae", "unet")
+    train(run_config(photos, out, small_checkpoint, steps=2, init_parts=reordered))
+    assert newest(out)["step"] == 2 and "init_tower" not in capsys.readouterr().out
+    tensors = load_file(small_checkpoint)
+    tower = {n.removeprefix(TOWER): t for n, t in tensors.items() if n.startswith(TOWER)}
+    save_file(tower, tmp_path / "tower.safetensors")
+    towers = {"init_tower": tmp_path / "tower.safetensors"}
+    train(run_config(photos, out, small_checkpoint, steps=3, **towers))
+    said = f"init_tower was None and is now {tmp_path / 'tower.safetensors'}: the image tower is"
+    assert said in "".join(capsys.readouterr())
+
+
+def test_the_loss_is_at_most_five_calls_below_the_command(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever debugs a loss reads its stack; frames of torch and accelerate do not count."""
+    (tmp_path / "run.toml").write_text(to_toml(run_config(photos, tmp_path / "run", steps=1)))
+    forward, root, stacks = FirstStageLoss.forward, Path(__file__).parents[2], []
+
+    def watched(loss: FirstStageLoss, batch: dict) -> dict:
+        frames = [Path(frame.filename) for frame in traceback.extract_stack()]
+        ours = (root / "training", root / "pbe_model")
+        stacks.append([f.name for f in frames if any(f.is_relative_to(o) for o in ours)])
+        return forward(loss, batch)
+
+    monkeypatch.setattr(FirstStageLoss, "forward", watched)
+    assert main(["train", str(tmp_path / "run.toml")]) == 0
+    assert stacks == [["cli.py", "common.py", "cli.py", "loop.py", "loop.py"]]
+
+
+class Reads(TorchFunctionMode):
+    """Counts what makes the CPU wait for a tensor's contents."""
+
+    names = ("tolist", "item", "cpu", "numpy", "__float__", "__int__", "__bool__", "__index__")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (name := getattr(func, "__name__", "")) in self.names:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_update_reads_from_the_device_once(
+    photos: Path, tmp_path: Path, small_checkpoint: Path, accumulate: int
+) -> None:
+    config = run_config(photos, tmp_path, small_checkpoint, accumulate=accumulate)
+    trainer = Trainer(config)
+    batches = trainer._batches()
+
+    def update() -> None:
+        found = trainer._forward_and_backward(batches)
+        norm = trainer.optimizer.clip(config.optim.clip)
+        trainer._step_if_finite(trainer._reduce(found, norm, stop=False))
+
+    update()  # the first one fills the tables of the noise schedule, on the CPU
+    with Reads() as reads:
+        update()
+    # The loader's own tensors, on the CPU, say how many photos were skipped.
+    assert reads.found == ["__int__"] * accumulate + ["tolist"]
+    assert trainer.window.updates == 2
 
 
 def test_gradient_checkpointing_changes_nothing(

@@ -8,7 +8,6 @@ architecture papers GA102, Ada and RTX Blackwell for the GeForce cards; AMD's of
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 
 import torch
@@ -71,32 +70,17 @@ def kind_of(name: str) -> str | None:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOP/s that a device reaches at most, for a run's MFU.
-
-    A GPU's is looked up; the CPU's is that of a large matrix product, measured in a quarter of a
-    second with the threads that torch has now.
+    """Peak FLOP/s of a GPU, by which a run's MFU is measured.
 
     Args:
-        device: Of the training.
+        device: The training's.
         precision: `"no"`, `"bf16"` or `"fp16"`.
 
     Returns:
-        `None` for unknown GPUs, and for precisions that one has no matrix units for.
+        `None` for CPUs, for GPUs that the table lacks, and for precisions that a GPU has no matrix
+        units for.
     """
-    if device.type == "cpu":
-        return _matmul_rate({"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision))
     if device.type != "cuda":
         return None
     kind = kind_of(torch.cuda.get_device_name(device))
     return KINDS[kind].flops(precision) if kind else None
-
-
-def _matmul_rate(dtype: torch.dtype | None, side: int = 768) -> float:
-    x = torch.ones(side, side, dtype=dtype)
-    torch.mm(x, x)
-    best, end = float("inf"), time.perf_counter() + 0.2
-    while best == float("inf") or time.perf_counter() < end:
-        start = time.perf_counter()
-        torch.mm(x, x)
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
