@@ -26,7 +26,7 @@ WEIGHTS = {"fp32": 1.0, "default": 1.5, "fp16": 1.5, "bf16": 3.0, "fp8_e4m3fn": 
 """Mean difference from `edit` on the CPU, in levels of 8 bits: at most."""
 FP8 = {"fp8_e4m3fn": torch.float8_e4m3fn}
 """Weights that change the picture by more; `edit` gets them rounded to these."""
-LOWVRAM = ("--lowvram", "--disable-dynamic-vram", "--fp8_e4m3fn-unet")
+LOWVRAM = ("--lowvram", "--disable-dynamic-vram", "--disable-xformers", "--fp8_e4m3fn-unet")
 GROWTH = {"process": 64.0, "card": 16.0}
 """MiB that may be added over the runs."""
 

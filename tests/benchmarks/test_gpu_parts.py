@@ -59,7 +59,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(folder / "data.tar", "w") as archive:
         archive.add(photos, ".")
     words = ["--device", "cpu", "--small", "--minutes", "30", "--out", str(folder / "out")]
-    words += ["--train", "demo-first-stage", "--data", str(folder / "data.tar")]
+    words += ["--train", "bundled-first-stage", "--data", str(folder / "data.tar")]
     words += ["--more", f"{TINY} --log.trackers"]
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     if found := find_host():
