@@ -2,9 +2,9 @@
 
 A checkpoint holds what training changes: trainable parameters, optimizer, averages and counters.
 Frozen parameters come from the run's `init` again. There is no generator state to save: order,
-augmentation and noise are functions of the seed and the sample's number. What is read is
-compared with the checksums in the file: a bit that a disk has flipped would otherwise end as NaN,
-or unseen.
+augmentation and noise are functions of the seed and the sample's number. Files are checked against
+their checksums when they are read: a bit that a disk has flipped would otherwise surface as NaN, or
+never.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pbe_model.untrusted import first_line, shown
 log = logging.getLogger(__name__)
 
 ENTRIES = ("samples", "module", "optimizer", "ema", "scaler", "window", "figures", "config")
-"""What a checkpoint of a run has beside its step."""
+"""Entries of a run's checkpoint, besides its step."""
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
@@ -45,12 +45,12 @@ def load_trainable(module: nn.Module, saved: Mapping[str, Tensor], source: objec
     """Copy saved parameters into a module.
 
     Args:
-        module: Its trainable parameters must be the saved ones.
-        saved: By name.
-        source: What to name in errors.
+        module: Must have the same trainable parameters.
+        saved: Parameters by name.
+        source: Names the checkpoint in errors.
 
     Raises:
-        ValueError: Other names or shapes.
+        ValueError: The names or shapes differ.
     """
     wanted = {name: p for name, p in module.named_parameters() if p.requires_grad}
     odd = sorted(wanted.keys() ^ saved.keys()) or [
@@ -59,20 +59,20 @@ def load_trainable(module: nn.Module, saved: Mapping[str, Tensor], source: objec
     if odd:
         raise ValueError(
             f"{source} holds other trainable parameters than this configuration has, such as "
-            f"{odd[0]} ({len(odd)} differ); train with the configuration it began with, or give "
-            "another out"
+            f"{odd[0]} ({len(odd)} in all); go back to the configuration that the run started "
+            "with, or choose another out"
         )
     for name, parameter in wanted.items():
         parameter.copy_(saved[name])
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints in `folder`, oldest first."""
+    """Complete checkpoints in `folder`, oldest first."""
     return sorted(p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
 
 
 def step_of(path: Path) -> int:
-    """Number of updates made before a checkpoint, from its name."""
+    """Number of updates before a checkpoint, from its name."""
     found = _NAME.fullmatch(path.name)
     assert found, path
     return int(found[1])
@@ -81,7 +81,7 @@ def step_of(path: Path) -> int:
 def write(path: Path, values: Any) -> None:
     """Write a torch file that appears under its name only when it is complete and on disk.
 
-    A killed process, or a disk that is full, leaves what was there before.
+    A killed process or a full disk leaves what was there before.
 
     Raises:
         OSError: It cannot be written, for example for lack of space.
@@ -94,7 +94,7 @@ def write(path: Path, values: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except RuntimeError as error:  # torch's writer hides the reason: a write that failed
+    except RuntimeError as error:  # how torch's writer reports a write that failed
         reason = str(error).partition("\n")[0]
         raise OSError(f"{path} could not be written ({reason})") from error
     finally:
@@ -106,14 +106,14 @@ def save(folder: Path, step: int, values: dict[str, Any], keep: int, keep_every:
     """Write the checkpoint of `step`, then delete all but the newest `keep`.
 
     Args:
-        folder: Where checkpoints are.
-        step: Updates made.
-        values: What to save, by the names of `ENTRIES`.
-        keep: How many stay.
-        keep_every: Those of steps divisible by it stay besides; 0 for none.
+        folder: The run's folder of checkpoints.
+        step: Updates made so far.
+        values: What to save, by the names in `ENTRIES`.
+        keep: How many checkpoints to keep.
+        keep_every: Also keep those of steps divisible by this; 0 keeps no others.
 
     Raises:
-        OSError: It cannot be written; the older ones are all still there.
+        OSError: It cannot be written; all older ones are still there.
     """
     path = folder / f"step-{step:08d}.pt"
     write(path, {"step": step, **values})
@@ -124,43 +124,43 @@ def save(folder: Path, step: int, values: dict[str, Any], keep: int, keep_every:
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint on the CPU, or `None` where there is none.
+    """The newest checkpoint, on the CPU, or `None` if there is none.
 
-    A file that cannot be read (a disk that failed) is named and passed over for the one before.
+    A file that cannot be read (the disk may have failed) is logged and the one before is taken.
 
     Raises:
-        ValueError: There are checkpoints and none of them can be read.
+        ValueError: There are checkpoints, but none of them can be read.
     """
     found = checkpoints(folder)
     for path in reversed(found):
         try:
             return load(path)
         except ValueError as error:
-            log.warning("%s; going on from the one before", error)
+            log.warning("%s; resuming from the one before", error)
     if found:
         raise ValueError(
-            f"none of the {len(found)} checkpoints in {folder} can be read; put a copy there, or "
-            "delete them to begin again"
+            f"none of the {len(found)} checkpoints in {folder} can be read; restore one from a "
+            "backup, or delete them to start over"
         )
     return None
 
 
 def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """A checkpoint on the CPU, found to be as it was written.
+    """Read a checkpoint to the CPU and verify its checksums.
 
     Args:
-        path: Of the checkpoint.
-        mmap: Leave tensors in the file until they are used.
+        path: The checkpoint's file.
+        mmap: Whether tensors stay in the file until they are used.
 
     Raises:
-        ValueError: It cannot be read, or has changed since it was written.
+        ValueError: It cannot be read, is not a checkpoint, or has changed since it was written.
     """
     foreign: set[str] = set()
     try:
         values = read_torch_file(path, foreign, mapped=mmap, checked=True)
         if foreign or not isinstance(values, dict):
             named = ", ".join(sorted(foreign)[:3]) or type(values).__name__
-            raise ValueError(f"it holds something else than a run's state: {shown(named)}")
+            raise ValueError(f"it holds {shown(named)}, not the state of a run")
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({first_line(error)}); delete it") from error
     return values

@@ -43,34 +43,32 @@ def _parser() -> Parser:
 
     add_prepare(commands)
 
-    command = add_command(
-        commands, "train", _train, "train, from the newest checkpoint if there is"
-    )
+    command = add_command(commands, "train", _train, "train, or resume from the newest checkpoint")
     # What follows the name is RunConfig's: `training.config` checks it and answers --help.
     command.add_argument("config", help="bundled name, for example demo, or a TOML file")
     command.add_argument(
         "overrides", nargs=argparse.REMAINDER,
-        help="entries of the file, such as --steps 100 --optim.lr 1e-4; CONFIG --help lists them; "
-        "with --dry-run the settings and their plan are printed, and nothing is trained",
+        help="settings of the file, such as --steps 100 --optim.lr 1e-4; CONFIG --help lists them; "
+        "with --dry-run the settings and their plan are printed and nothing is trained",
     )  # fmt: skip
 
-    command = add_command(commands, "plan", _plan, "tell what a run will take before it starts")
+    command = add_command(commands, "plan", _plan, "estimate what a run will take")
     _plan_options(command)
     command.add_argument("config", help="as for train")
     command.add_argument(
-        "overrides", nargs=argparse.REMAINDER, help="as for train; the options may stand here too"
+        "overrides", nargs=argparse.REMAINDER, help="as for train; the options may come here too"
     )
 
     command = add_command(commands, "export", _export, "write the model of a run, finished or not")
     add = command.add_argument
-    add("folder", type=Path, metavar="RUN", help="folder of the run; its pictures are not needed")
+    add("folder", type=Path, metavar="RUN", help="folder of the run; the photos are not needed")
     add("out", type=Path, metavar="OUT", help="file, or for diffusers folder, to write")
     add(
         "--to", choices=["safetensors", "official", "diffusers", "lora"], default="safetensors",
         help="layout: ours, the published checkpoint's, diffusers' folder, or the adapters of a "
         "LoRA run alone; in the others they are merged [%(default)s]",
     )  # fmt: skip
-    add("--dtype", choices=DTYPES, default="fp32", help="of the weights [%(default)s]")
+    add("--dtype", choices=DTYPES, default="fp32", help="dtype of the weights [%(default)s]")
     add(
         "--weights", metavar="ema|raw|LENGTH",
         help="the classic average, the last weights, or the average of a relative length in "
@@ -80,8 +78,8 @@ def _parser() -> Parser:
         "--ema-length", type=float, metavar="X",
         help="an average of any relative length, put together from the run's snapshots",
     )  # fmt: skip
-    add("--step", type=int, metavar="N", help="of the checkpoint [the newest]")
-    add("--init", type=Path, metavar="FILE", help="what the run started from, if it has moved")
+    add("--step", type=int, metavar="N", help="step of the checkpoint [the newest]")
+    add("--init", type=Path, metavar="FILE", help="file that the run started from, if it has moved")
     add("--init-tower", type=Path, metavar="FILE", help="its image tower, if that has moved")
 
     command = add_command(commands, "evaluate", _evaluate, "measure how well exemplars are painted")
@@ -91,10 +89,10 @@ def _parser() -> Parser:
     add("--checkpoint", type=Path, metavar="FILE", help="[the bundled model]")
     add(
         "--split", default="val", metavar="NAME",
-        help="folder of DIR with the pairs, such as seen for objects of the training [%(default)s]",
+        help="folder in DIR with the pairs, such as seen for objects of the training [%(default)s]",
     )  # fmt: skip
     add("--pairs", type=positive, default=256, metavar="N", help="[%(default)s]")
-    add("--steps", type=positive, default=20, metavar="N", help="of sampling [%(default)s]")
+    add("--steps", type=positive, default=20, metavar="N", help="sampling steps [%(default)s]")
     add("--batch", type=positive, default=16, metavar="N", help="edits at once [%(default)s]")
     add("--seed", type=int, default=0, metavar="K", help="[%(default)s]")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ... [%(default)s]")
@@ -107,20 +105,20 @@ def _parser() -> Parser:
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--gpus", type=positive, default=1, metavar="N", help="cards, a process each [%(default)s]")
+    add("--gpus", type=positive, default=1, metavar="N", help="one process each [%(default)s]")
     add(
         "--kind", action="append", default=[], metavar="CARD",
-        help="such as a100; may be repeated [all of the table]",
+        help="kind of card, such as a100; may be repeated [all known]",
     )  # fmt: skip
     add(
         "--mfu", type=float, default=0.35, metavar="X",
         help="share of their peak rate that the cards reach [%(default)s]",
     )  # fmt: skip
-    add("--price", type=float, metavar="P", help="of a card an hour")
-    add("--json", action="store_true", help="for machines")
+    add("--price", type=float, metavar="P", help="price of a card per hour")
+    add("--json", action="store_true", help="print the plan as JSON")
 
 
-# The imports below are heavy, and each command needs its own.
+# The commands import what they need themselves: some of it takes seconds.
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -142,7 +140,7 @@ def _plan(args: argparse.Namespace) -> int:
     from training.config import load_config
     from training.planning.report import make_plan
 
-    # Options may stand among the overrides, which belong to RunConfig.
+    # argparse hands over all that follows the name, so the options are picked out of it here.
     options = Parser(prog="pbe-train plan", add_help=False, allow_abbrev=False)
     _plan_options(options)
     args, overrides = options.parse_known_args(args.overrides, args)

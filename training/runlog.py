@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar with ETA, JSONL, TensorBoard or other trackers, sample grids."""
+"""A run's log: progress bar with ETA, JSONL, TensorBoard or other trackers, sample grids."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from pbe_model.atomic import replacing
 from pbe_model.untrusted import numbered_lines, parse_json
 
 BINS = 10
-"""Ranges of timesteps whose losses are told apart."""
+"""Number of ranges of timesteps whose losses are logged separately."""
 
 
 class Window:
     """Means of figures over the updates since the last line of the log.
 
     The loss by timestep comes as sums and counts of `BINS` equal ranges, because an update may have
-    no sample of a range.
+    no sample in a range.
+
+    Args:
+        saved: The `state` of an earlier one; `None` starts empty.
     """
 
     def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
@@ -43,7 +46,7 @@ class Window:
             row[:] = [a + b for a, b in zip(row, more, strict=True)]
 
     def means(self) -> dict[str, float]:
-        """The means; losses by timestep are named by the first tenth of their range."""
+        """The means; losses by timestep are named after where their range begins, in percent."""
         figures = {name: total / self.updates for name, total in self.sums.items()}
         for number, (total, count) in enumerate(zip(*self.bins, strict=True)):
             if count:
@@ -51,12 +54,12 @@ class Window:
         return figures
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed run writes the same lines."""
+        """What a checkpoint holds of it, so that a resumed run writes the same lines."""
         return {"sums": self.sums, "updates": self.updates, "bins": self.bins}
 
 
 class Tracker(Protocol):
-    """A place that shows figures and pictures."""
+    """Somewhere that figures and pictures are shown."""
 
     def figures(self, step: int, values: Mapping[str, float]) -> None: ...
     def picture(self, step: int, name: str, pixels: Tensor) -> None: ...
@@ -64,7 +67,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run's folder."""
+    """Event files in the run's folder; those after update `start` are hidden."""
 
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -83,15 +86,15 @@ class TensorBoard:
 
 
 class Online:
-    """wandb, or trackio, which has the same interface; a resumed run goes on in the same record."""
+    """wandb, or trackio, which has the same interface; a resumed run continues the same record."""
 
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any]) -> None:
         try:
             self._library: Any = importlib.import_module(name)
         except ImportError as error:
             raise ValueError(
-                f"log.trackers names {name}, which is not installed; pip install {name}, or leave "
-                "it out"
+                f"log.trackers lists {name}, which is not installed; run pip install {name}, or "
+                "remove it from the list"
             ) from error
         extra = {"dir": str(folder), "id": folder.name} if name == "wandb" else {}
         self._run = self._library.init(
@@ -109,15 +112,15 @@ class Online:
 
 
 class RunLog:
-    """Writes figures and pictures of a run below its folder; silent on all ranks but the first.
+    """Writes figures and pictures of a run to its folder and its trackers.
 
     Args:
         folder: The run's folder.
-        start: Updates made before; what an interrupted run logged after them is taken back.
-        total: Updates to make.
-        trackers: Names, beside the JSONL file.
+        start: Updates before; what an interrupted run logged after them is removed.
+        total: Updates when the run is complete.
+        trackers: Names of trackers, besides the JSONL file.
         config: The run's settings, for trackers that show them.
-        active: False on other ranks.
+        active: `False` writes nothing, for all processes but one.
     """
 
     def __init__(
@@ -136,7 +139,7 @@ class RunLog:
             return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
-        _take_back(path, start)
+        _truncate(path, start)
         self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
         self._trackers: list[Tracker] = [
             TensorBoard(folder, start)
@@ -192,11 +195,11 @@ class RunLog:
                 tracker.close()
 
 
-def _take_back(path: Path, start: int) -> None:
+def _truncate(path: Path, start: int) -> None:
     """Drop lines of updates after `start`, and one that a killed process left unfinished.
 
     Raises:
-        ValueError: It is there, and cannot be a log.
+        ValueError: The file exists and cannot be a log.
     """
     if not path.exists():
         return

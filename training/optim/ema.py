@@ -1,10 +1,10 @@
-"""Averages of the weights: the classic one, and power-function ones of any length afterwards.
+"""Moving averages of the weights: the classic one, and power-function ones of any length.
 
 The classic average forgets at a constant rate. A power-function average (Karras et al., arXiv
-2312.02696, section 3) forgets at a rate that falls with the length of the training, so that its
-memory is a fixed share of the run: its relative length `sigma_rel`, from a few to 28 percent. From
-snapshots of two such averages that of any other length can be put together after the training
-(`reconstruct`), instead of being found by trying runs.
+2312.02696, section 3) forgets at a rate that falls as the training gets longer, so that its memory
+is a fixed share of the run: its relative length `sigma_rel`, from a few to 28 percent. From
+snapshots of two such averages, one of any other length can be put together after the training
+(`reconstruct`), without another run.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training import checkpoints as state
+from training import checkpoints
 
 SNAPSHOTS = "averages"
-"""Folder of a run with the snapshots."""
+"""Folder of the snapshots, in that of the run."""
 
 
 def classic(decay: float) -> Callable[[int], float]:
-    """Weight of the old average at update `step` (from 1), with a short memory while it is young.
+    """Weight of the old average at update `step` (from 1), with a short memory at first.
 
     Args:
-        decay: What the weight grows to, in (0, 1).
+        decay: The weight that it approaches, in (0, 1).
     """
     return lambda step: min(decay, step / (step + 9))
 
@@ -35,7 +35,7 @@ def power_function(length: float) -> Callable[[int], float]:
     """Weight of the old average at update `step` (from 1): `(1 - 1 / step) ** (gamma + 1)`.
 
     Args:
-        length: Relative length of the average, in (0, 0.289).
+        length: The average's relative length, in (0, 0.289).
     """
     gamma = exponent(length)
     return lambda step: (1 - 1 / step) ** (gamma + 1)
@@ -44,7 +44,7 @@ def power_function(length: float) -> Callable[[int], float]:
 def exponent(length: float) -> float:
     """The exponent gamma of the average whose relative length is `length` (2312.02696, eq. 123).
 
-    The averages' profile is `t ** gamma` on [0, 1]; its standard deviation is the relative length.
+    The average's profile is `t ** gamma` on [0, 1]; its standard deviation is the relative length.
     """
     # length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))
     inverse = length**-2
@@ -55,17 +55,17 @@ class EMA:
     """Average of a module's trainable parameters.
 
     Args:
-        module: Its parameters are averaged; frozen ones are left out.
-        weight: Of the old average at each update: `classic` or `power_function`.
+        module: Where the average starts; frozen parameters are left out.
+        weight: Weight of the old average at each update: `classic` or `power_function`.
     """
 
     def __init__(self, module: nn.Module, weight: Callable[[int], float]) -> None:
         self.weight = weight
-        self.average = {name: p.clone() for name, p in state.trainable(module).items()}
+        self.average = {name: p.clone() for name, p in checkpoints.trainable(module).items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Take in the parameters after update number `step` (from 1)."""
+        """Include the parameters after update number `step` (from 1)."""
         new = dict(module.named_parameters())
         names = list(self.average)
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
@@ -74,7 +74,7 @@ class EMA:
 
     @torch.no_grad()
     def swap(self, module: nn.Module) -> None:
-        """Exchange average and parameters; a second call takes it back."""
+        """Exchange average and parameters; a second call undoes the first."""
         parameters = dict(module.named_parameters())
         for name, average in self.average.items():
             held = average.clone()
@@ -89,28 +89,28 @@ class EMA:
 
 
 def save_snapshot(run: Path, step: int, averages: dict[float, EMA]) -> None:
-    """Keep the power-function averages of a run, by their lengths, in half their size.
+    """Write the power-function averages of a run, by their lengths, in float16.
 
     Raises:
-        OSError: No space.
+        OSError: They cannot be written, for example for lack of space.
     """
-    names = {
+    halved = {
         length: {name: value.half() for name, value in ema.average.items()}
         for length, ema in averages.items()
     }
-    state.write(run / SNAPSHOTS / f"step-{step:08d}.pt", names)
+    checkpoints.write(run / SNAPSHOTS / f"step-{step:08d}.pt", halved)
 
 
 def reconstruct(run: Path, length: float, step: int | None = None) -> dict[str, Tensor]:
     """The weights averaged with another length, from a run's snapshots (2312.02696, algorithm 3).
 
-    Each snapshot is an integral of the weights over a known profile; the wished profile is matched
-    by a combination of theirs, in the least-squares sense.
+    Each snapshot is an integral of the weights over a known profile. The combination of snapshots
+    is taken whose profile is nearest to the target's, in the least-squares sense.
 
     Args:
         run: Folder of the run.
-        length: Relative length wished, in (0, 0.289).
-        step: At which the average shall end; by default the newest snapshot's.
+        length: The average's relative length, in (0, 0.289).
+        step: Where the average ends; by default at the newest snapshot.
 
     Returns:
         Averaged parameters by name, float32.
@@ -120,37 +120,38 @@ def reconstruct(run: Path, length: float, step: int | None = None) -> dict[str, 
     """
     if not 0 < length < 0.289:
         raise ValueError(f"the average's relative length is {length}; give one from 0.01 to 0.28")
-    found = {state.step_of(path): path for path in state.checkpoints(run / SNAPSHOTS)}
+    paths = checkpoints.checkpoints(run / SNAPSHOTS)
+    found = {checkpoints.step_of(path): path for path in paths}
     if not found:
         raise ValueError(
-            f"{run} has no snapshots of averages; they are made by runs with two ema.lengths"
+            f"{run} has no snapshots of averages; train with two ema.lengths to have them written"
         )
     end = max(found) if step is None else step
     if end not in found:
         raise ValueError(
-            f"{run} has no snapshot of averages at step {end}, but at {sorted(found)}; give one"
+            f"{run} has no snapshot of averages at step {end}; choose one of {sorted(found)}"
         )
     averages: list[tuple[int, float, dict[str, Tensor]]] = [
         (at, float(known), average)
         for at, path in sorted(found.items())
         if at <= end
-        for known, average in state.load(path, mmap=True).items()
+        for known, average in checkpoints.load(path, mmap=True).items()
     ]
     weights = _combination([(at, exponent(known)) for at, known, _ in averages], end, length)
     result: dict[str, Tensor] = {}
     for (_, _, average), weight in zip(averages, weights, strict=True):
         for name, value in average.items():
-            share = value.double() * weight  # the weights have both signs and are large
+            share = value.double() * weight  # these weights are large, and of both signs
             result[name] = result[name] + share if name in result else share
     return {name: value.float() for name, value in result.items()}
 
 
 def _combination(points: Sequence[tuple[int, float]], end: int, length: float) -> np.ndarray:
-    """Weights of snapshots (step, gamma) whose sum is nearest to the wished average."""
+    """Weights of snapshots `(step, gamma)` whose sum is nearest to the average of that length."""
     times, gammas = np.array(points, dtype=np.float64).T
-    wished = exponent(length)
+    # Least squares over profiles needs only inner products: of snapshots, and with the target.
     products = _product(times[:, None], gammas[:, None], times[None], gammas[None])
-    target = _product(times, gammas, np.array(end), np.array(wished))
+    target = _product(times, gammas, np.array(end), np.array(exponent(length)))
     found = np.linalg.lstsq(products, target, rcond=1e-12)[0]
     return found / found.sum()
 

@@ -1,4 +1,4 @@
-"""Optimizer by import path, and the learning rate as a function of the update."""
+"""Optimizers by their import path, and the learning rate as a function of the update."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, update: int, total: int) -> float:
-    """Rate of update number `update` (from 0): linear warm-up, then constant or half a cosine."""
+    """Rate of update number `update` (from 0): linear warm-up, then constant or a half cosine."""
     if update < config.warmup_steps:
         return config.lr * (update + 1) / config.warmup_steps
     if config.decay == "constant":
@@ -28,7 +28,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """The class at an import path such as `torch.optim.AdamW`.
 
     Raises:
-        ValueError: No such module or class, or no optimizer.
+        ValueError: No such module or class, or a class that is not an optimizer.
     """
     module, _, attribute = name.rpartition(".")
     try:
@@ -48,11 +48,11 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The configured optimizer over these parameters.
 
-    Betas and weight decay go to classes that take them, and torch's own are asked for their fused
-    kernels; `options` are added as they are and come last.
+    Betas and weight decay are passed to classes that take them, and so is `fused`, which asks for
+    torch's fused kernels. `options` are passed as they are, and override all of these.
 
     Raises:
-        ValueError: As `optimizer_class`, or arguments that the class does not take.
+        ValueError: As `optimizer_class`, or options that the class does not take.
     """
     cls = optimizer_class(config.name)
     try:
@@ -60,23 +60,23 @@ def build_optimizer(
     except (TypeError, ValueError, RuntimeError) as error:
         known = ", ".join(list(inspect.signature(cls).parameters)[1:])
         raise ValueError(
-            f"{config.name} does not take what optim.options says ({error}); it takes {known}"
+            f"{config.name} does not accept optim.options ({error}); its arguments are {known}"
         ) from error
 
 
 def _arguments(config: OptimConfig, cls: type) -> dict[str, Any]:
-    wished: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "lr": config.lr,
         "betas": config.betas,
         "weight_decay": config.weight_decay,
         "fused": True,
     }
     known = inspect.signature(cls).parameters
-    return {name: value for name, value in wished.items() if name in known} | config.options
+    return {name: value for name, value in defaults.items() if name in known} | config.options
 
 
 def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any], config: OptimConfig) -> None:
-    """Take over saved moments; arguments stay the configured ones, which may have changed."""
+    """Load saved moments; arguments stay as configured, which may differ from the saved ones."""
     optimizer.load_state_dict(saved)
     for group in optimizer.param_groups:
         group |= {n: v for n, v in _arguments(config, type(optimizer)).items() if n in group}

@@ -1,12 +1,11 @@
 """What a training step costs, counted by running it without data.
 
-The step of a configuration runs on tensors without contents: shapes and types are those of the
-real step, autocast and gradient checkpointing included, but nothing is computed and nothing
-allocated. Its matrix products and convolutions give the FLOPs, the births and deaths of its
-storages the memory.
+The step of a configuration runs on fake tensors: shapes and types are those of the real step,
+autocast and gradient checkpointing included, but nothing is computed and nothing allocated. Its
+matrix products and convolutions give the FLOPs, the lifetimes of its storages the memory.
 
-Memory is found for every batch size at once. The batch is a large prime number, so the size of a
-storage is a multiple of it where the batch is one of its dimensions, and nowhere else.
+One run gives the memory for every batch size. Its batch is a large prime number, so the size of a
+storage is a multiple of that number if the batch is one of its dimensions, and otherwise is not.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ from training.stages.latents import AT_ONCE
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ENCODING = ("first stage, photo", "first stage, hole")
-"""Parts of a step that a bank of latents spares."""
+"""Parts of a step that a bank of latents saves."""
 
 _BATCH = 1009  # prime, and no width, token count or picture side is a multiple of it
-_PARTS = {  # modules of the losses; what an outer one does without the inner one before it
+_PARTS = {  # modules of the losses; an outer one counts without the inner ones listed here
     "DiffusionLoss.encoder.cond_stage_model.transformer": "image tower",
     "DiffusionLoss.encoder": "mapper",
     "DiffusionLoss.unet": "denoiser",
@@ -57,12 +56,12 @@ class StepCount:
     """Cost of a micro-batch: forward and backward pass, without the optimizer's step.
 
     Attributes:
-        flops: (forward, backward) of a sample by part; a multiplication and an addition are two.
-            With gradient checkpointing what is computed again counts as backward.
+        flops: (forward, backward) per sample, by part; a multiplication and an addition are two.
+            With gradient checkpointing, what is recomputed counts as backward.
         parameters: Number of parameters: `trained`, and frozen ones by what they belong to.
-        weight_bytes: Of all parameters.
-        trained_bytes: Of those that are trained; an average of them takes the same.
-        update_bytes: Most bytes of gradients while the update is made.
+        weight_bytes: Bytes of all parameters.
+        trained_bytes: Bytes of the trained ones; each average of the weights takes as many.
+        update_bytes: Most bytes of gradients that live at once during the optimizer's step.
         fixed: int64 `(T,)`, bytes live after each allocation whatever the batch, without weights.
         per_sample: int64 `(T,)`, bytes live after each allocation that every sample adds.
     """
@@ -77,15 +76,15 @@ class StepCount:
 
     @property
     def total_flops(self) -> float:
-        """FLOPs of a sample, forward and backward."""
+        """FLOPs per sample, forward and backward."""
         return sum(forward + backward for forward, backward in self.flops.values())
 
     def peak(self, batch: int) -> int:
-        """Most bytes live at once beside the weights, with `batch` samples in the micro-batch."""
+        """Most bytes live at once besides the weights, in a micro-batch of `batch` samples."""
         return int((self.fixed + batch * self.per_sample).max())
 
     def largest_batch(self, room: float) -> int:
-        """The largest micro-batch whose peak is at most `room` bytes; 0 where there is none."""
+        """The largest micro-batch whose peak is at most `room` bytes; 0 if none fits."""
         grows = self.per_sample > 0
         if self.fixed.max() > room:
             return 0
@@ -103,24 +102,24 @@ def count_step(
     """Count the training step of a run.
 
     Args:
-        config: The run. No file that it names is opened.
-        sizes: Of the model.
-        processes: That train together.
-        checkpointing: With gradient checkpointing of the denoiser, whatever `config` says.
-        like_cuda: Follow CUDA's autocast, whose normalisations compute and answer in float32;
-            otherwise the CPU's.
+        config: The run. None of the files that it names is opened.
+        sizes: The model's architecture.
+        processes: How many train together.
+        checkpointing: Whether the denoiser checkpoints gradients, whatever `config` says.
+        like_cuda: Follow CUDA's autocast, whose normalisations compute and return float32, rather
+            than the CPU's.
     """
     config = config.model_copy(update={"gradient_checkpointing": checkpointing})
-    with _without_contents(config, sizes) as (module, vae):
+    with _fake_modules(config, sizes) as (module, vae):
         trained = [p for p in module.parameters() if p.requires_grad]
-        at_update = grad_bytes_at_update(module, config, processes)
+        update_bytes = grad_bytes_at_update(module, config, processes)
     fixed, per_sample = _count_memory(config, sizes, processes, like_cuda)
     return StepCount(
         flops=count_flops(config, sizes),
         parameters=_parameters(module, vae),
         weight_bytes=sum(p.nbytes for part in (module, vae) if part for p in part.parameters()),
         trained_bytes=sum(p.nbytes for p in trained),
-        update_bytes=at_update,
+        update_bytes=update_bytes,
         fixed=fixed,
         per_sample=per_sample,
     )
@@ -129,9 +128,10 @@ def count_step(
 def count_flops(config: RunConfig, sizes: PBEConfig) -> dict[str, tuple[float, float]]:
     """The `flops` of `StepCount`, with gradient checkpointing if `config` says so."""
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)  # pyright: ignore[reportArgumentType]
-    with _without_contents(config, sizes) as (module, vae), _Substitutes(None, False), counter:
+    fake = _fake_modules(config, sizes)
+    with fake as (module, vae), _DeviceKernels(None, like_cuda=False), counter:
         batch = empty_batch(config, sizes, vae, _BATCH)
-        encoding = counter.get_total_flops() / AT_ONCE  # of a picture
+        encoding = counter.get_total_flops() / AT_ONCE  # of one picture
         loss = module(batch)["loss"]
         forward = _by_part(counter)
         _backward(loss)
@@ -145,19 +145,19 @@ def _count_memory(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`fixed` and `per_sample` of `StepCount`.
 
-    Not counted along with the FLOPs, because their counter keeps what is recomputed alive.
+    A run of its own, because the FLOP counter keeps alive what gradient checkpointing frees.
     """
-    with _without_contents(config, sizes) as (module, vae):
-        there = [t for part in (module, vae) if part for t in part.state_dict().values()]
+    with _fake_modules(config, sizes) as (module, vae):
+        resident = [t for part in (module, vae) if part for t in part.state_dict().values()]
         for parameter in module.parameters():
-            # With accumulation gradients are there from the micro-batch before.
+            # With accumulation the gradients of the micro-batch before are already there.
             if config.accumulate > 1 and parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
-                there.append(parameter.grad)
+                resident.append(parameter.grad)
         if keeps_bf16_grads(config, processes):
-            Bf16GradOptimizer(module, torch.optim.SGD(module.parameters()))
-        meter = _Meter(there)
-        with _Substitutes(AUTOCAST.get(config.precision), like_cuda), meter:
+            Bf16GradOptimizer(module, torch.optim.SGD(module.parameters()))  # for its hooks
+        meter = _Meter(resident)
+        with _DeviceKernels(AUTOCAST.get(config.precision), like_cuda=like_cuda), meter:
             with autocast(config.precision):
                 batch = empty_batch(config, sizes, vae, _BATCH)
                 loss = module(batch)["loss"]
@@ -167,7 +167,7 @@ def _count_memory(
 
 
 def _backward(loss: Tensor) -> None:
-    """`loss.backward()` without turning modes off, so that they see what is recomputed."""
+    """`loss.backward()` that leaves modes on, so that they see what checkpointing recomputes."""
     _engine_run_backward(
         (loss,), (torch.ones_like(loss),), False, False, (),
         allow_unreachable=True, accumulate_grad=True,
@@ -175,15 +175,16 @@ def _backward(loss: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _without_contents(
+def _fake_modules(
     config: RunConfig, sizes: PBEConfig
 ) -> Iterator[tuple[nn.Module, AutoencoderKL | None]]:
-    """The modules of a step, of fake tensors, and the mode to use them in.
+    """The loss and its frozen first stage, made of fake tensors, in the mode to run them in.
 
     Tensors on "meta" would do as well, if autocast worked on them.
     """
     schedule = NoiseSchedule.linear(sizes.schedule)
-    schedule.add_noise(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1))  # fills its tables
+    # It computes its tables when first used; inside the mode they would have no contents.
+    schedule.add_noise(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1))
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield loss_modules(config, sizes, schedule)
 
@@ -195,8 +196,8 @@ def loss_modules(
 
     Args:
         config: The run.
-        sizes: Of the model.
-        schedule: Real tensors, where the rest may be fake.
+        sizes: The model's architecture.
+        schedule: Of real tensors, also where the modules are made of fake ones.
     """
     if config.stage == "first_stage":
         return first_stage.first_stage_loss(config, sizes), None
@@ -213,7 +214,7 @@ def empty_batch(
 
 
 def _by_part(counter: FlopCounterMode) -> dict[str, float]:
-    """FLOPs of a sample so far by part of the loss."""
+    """FLOPs per sample so far, by part of the loss."""
     counts = {name: sum(ops.values()) / _BATCH for name, ops in counter.get_flop_counts().items()}
     parts: dict[str, float] = {}
     for module, part in _PARTS.items():
@@ -238,49 +239,54 @@ def _parameters(module: nn.Module, vae: AutoencoderKL | None) -> dict[str, int]:
 
 
 class _Meter(TorchDispatchMode):
-    """Bytes of live storages after each allocation: whatever the batch, and of each sample.
+    """Bytes of live storages after each allocation: whatever the batch, and per sample.
 
     Args:
-        there: What is there before and not counted.
+        resident: Tensors that are there before and do not count.
     """
 
-    def __init__(self, there: Sequence[Tensor]) -> None:
+    def __init__(self, resident: Sequence[Tensor]) -> None:
         super().__init__()
         self.history: list[tuple[int, int]] = []
         self._live = [0, 0]
-        self._known = {tensor.untyped_storage()._cdata for tensor in there}
+        self._known = {tensor.untyped_storage()._cdata for tensor in resident}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
+                self._allocated(tensor.untyped_storage())
         return result
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
+    def _allocated(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
+        if key in self._known:  # the result is a view, or was changed in place
             return
         grows = size % _BATCH == 0
         amount = size // _BATCH if grows else size
         self._known.add(key)
         self._live[grows] += amount
         self.history.append((self._live[0], self._live[1]))
-        weakref.finalize(storage, self._forget, key, grows, amount)
+        weakref.finalize(storage, self._freed, key, grows, amount)
 
-    def _forget(self, key: int, grows: bool, amount: int) -> None:
+    def _freed(self, key: int, grows: bool, amount: int) -> None:
         self._known.discard(key)
         self._live[grows] -= amount
 
 
-class _Substitutes(TorchFunctionMode):
-    """The same fused attention on every machine, and CUDA's autocast of normalisations.
+class _DeviceKernels(TorchFunctionMode):
+    """Runs what a GPU would: a fused attention, and CUDA's autocast of normalisations.
 
-    Which kernel attends depends on the machine; the fused ones all keep query, key, value, output
-    and a number for each query. Without a device torch would count attention written out.
+    Which attention kernel torch takes depends on the machine. The fused ones all keep query, key,
+    value, output and one number per query; without a device, torch would count attention written
+    out, with its matrix of scores.
+
+    Args:
+        dtype: What autocast casts to; `None` without autocast.
+        like_cuda: Whether normalisations compute and return float32 under autocast.
     """
 
-    def __init__(self, dtype: torch.dtype | None, like_cuda: bool) -> None:
+    def __init__(self, dtype: torch.dtype | None, *, like_cuda: bool) -> None:
         super().__init__()
         self._dtype = dtype
         self._norms = (F.group_norm, F.layer_norm) if like_cuda else ()
@@ -297,7 +303,7 @@ class _Substitutes(TorchFunctionMode):
 
 
 def autocast(precision: str) -> contextlib.AbstractContextManager:
-    """The CPU's autocast for a run's precision."""
+    """The CPU's autocast for the precision of a run."""
     dtype = AUTOCAST.get(precision)
     return torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext()
 
@@ -305,7 +311,7 @@ def autocast(precision: str) -> contextlib.AbstractContextManager:
 def _attention_backward_flops(
     gradient: Any, query: Any, key: Any, value: Any, *rest: Any, **kw: Any
 ) -> int:
-    # Fused kernels compute the scores again, which is theirs to choose, not the model's.
+    # Fused kernels recompute the scores, but that is their choice and not the model's work.
     return 2 * sdpa_flop_count(query, key, value)
 
 

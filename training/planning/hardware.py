@@ -1,8 +1,8 @@
-"""What accelerators can do at most: dense matrix rates and memory, from their makers' data sheets.
+"""Peak matrix rates and memory of accelerators, from their makers' data sheets.
 
-Rates are of the largest form of a card (SXM where there is one), without sparsity, summing in
-float32. Sources: NVIDIA's data sheets of V100, T4, A100, L40S, H100, H200 and HGX B200; its
-architecture papers GA102, Ada and RTX Blackwell for the GeForce cards; AMD's of the MI300X.
+Rates are those of a card's largest form (SXM where there is one), dense, with sums in float32.
+Sources: NVIDIA's data sheets of V100, T4, A100, L40S, H100, H200 and HGX B200; its architecture
+papers GA102, Ada and RTX Blackwell for the GeForce cards; AMD's of the MI300X.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class Accelerator:
     """One kind of card.
 
     Attributes:
-        half: TFLOP/s in fp16, and in bf16 where `has_bf16`.
+        half: TFLOP/s in fp16, and in bf16 if `has_bf16`.
         single: TFLOP/s in float32, without TF32.
         memory: GiB.
-        has_bf16: Whether its matrix units take bf16.
+        has_bf16: Whether its matrix units support bf16.
     """
 
     half: float
@@ -30,7 +30,7 @@ class Accelerator:
     has_bf16: bool = True
 
     def flops(self, precision: str) -> float | None:
-        """FLOP/s at most in a run's precision; `None` where its matrix units lack it."""
+        """Peak FLOP/s in the precision of a run; `None` if its matrix units lack that."""
         if precision == "bf16" and not self.has_bf16:
             return None
         return 1e12 * (self.single if precision == "no" else self.half)
@@ -51,14 +51,14 @@ KINDS = {
     "mi300x": Accelerator(half=1307, single=163.4, memory=192),
 }
 
-# Slower forms of a card under the same name, and parts of one.
+# Slower forms of a card under the same name, and slices of one.
 _OTHER_FORMS = re.compile(r"\b(laptop|max-q|mobile|pcie|nvl|mig|d)\b")
 
 
 def kind_of(name: str) -> str | None:
-    """The kind of a device by the name that its driver gives, such as `NVIDIA H100 80GB HBM3`.
+    """The kind of card that a driver's name such as `NVIDIA H100 80GB HBM3` stands for.
 
-    `None` for kinds that are not in the table, slower forms of those in it included.
+    `None` for kinds that are not in the table, and for slower forms of those that are.
     """
     words = name.lower()
     # V100, T4 and A100 run at the same matrix rates in all their forms.

@@ -1,7 +1,7 @@
-"""What a run will take: parameters, FLOPs, memory for each micro-batch, hours on cards of a kind.
+"""What a run will take: parameters, FLOPs, memory by micro-batch, hours on cards of a kind.
 
-All of it is counted on the run's own training step (`training.counting`), except what one has to
-assume: how much of their peak rate the cards reach, and what they cost.
+All of it is counted on the run's own training step (`training.planning.counting`), except what one
+has to assume: the share of their peak rate that the cards reach, and their price.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from training.planning.hardware import KINDS
 GIB = 2**30
 BATCHES = (1, 2, 4, 8, 16, 32)
 CARDS = (8, 12, 16, 24, 40, 80)
-"""Memory of cards, GiB."""
+"""Memory sizes of cards, GiB."""
 RESERVED = 1.0
 """GiB of a card that CUDA's context and its libraries' workspaces take."""
 FRAGMENTED = 0.05
-"""Share of the rest that the allocator cannot use."""
+"""Share of the rest that is lost to fragmentation."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,15 +36,15 @@ class Plan:
 
     Attributes:
         config: The run.
-        sizes: Of its model.
+        sizes: Its model's architecture.
         gpus: Number of cards, one process each.
         mfu: Share of the peak rate that they are assumed to reach.
-        price: Of a card an hour; `None` leaves costs out.
-        kinds: Cards to tell the hours for.
+        price: Price of a card per hour; `None` leaves costs out.
+        kinds: Cards to give the hours for.
         plain: A step that keeps all activations.
-        checkpointed: The same with gradient checkpointing.
-        encoding: FLOPs of a sample that a bank of latents would spare; 0 with one.
-        optimizer_bytes: Of the optimizer's states, for each trained parameter.
+        checkpointed: The same step with gradient checkpointing.
+        encoding: FLOPs per sample that a bank of latents would save; 0 if the run has one.
+        optimizer_bytes: Bytes of optimizer state per trained parameter.
     """
 
     config: RunConfig
@@ -64,7 +64,7 @@ class Plan:
         return self.checkpointed if self.config.gradient_checkpointing else self.plain
 
     def resident(self) -> dict[str, float]:
-        """Bytes in one process that do not depend on the batch, by what they are for."""
+        """Bytes in one process that do not depend on the batch, by what they hold."""
         averages = bool(self.config.ema.decay) + len(self.config.ema.lengths)
         trained = self.plain.trained_bytes
         parts = {
@@ -84,7 +84,7 @@ class Plan:
         return sum(self.resident().values()) + max(count.peak(batch), count.update_bytes)
 
     def largest_batch(self, gib: float, *, checkpointing: bool) -> int:
-        """The largest micro-batch for a card of so many GiB; 0 where there is none."""
+        """The largest micro-batch for a card of `gib` GiB; 0 if none fits."""
         count = self.checkpointed if checkpointing else self.plain
         room = (gib - RESERVED) * (1 - FRAGMENTED) * GIB - sum(self.resident().values())
         return count.largest_batch(room) if count.update_bytes <= room else 0
@@ -95,7 +95,7 @@ class Plan:
         return self.config.steps * self.config.batch_size
 
     def hours(self, kind: str) -> float | None:
-        """Hours of the run on the planned number of cards, recomputation included.
+        """Hours of the run on the planned number of cards, including recomputation.
 
         `None` for cards whose matrix units lack the run's precision.
         """
@@ -105,7 +105,7 @@ class Plan:
         return self.samples * self.step.total_flops / (self.gpus * rate * self.mfu) / 3600
 
     def to_dict(self) -> dict[str, Any]:
-        """For machines: numbers in FLOPs, bytes and hours."""
+        """The plan for programs: numbers in FLOPs, bytes and hours."""
         memory = {
             name: {
                 "bytes": {b: self.memory(b, checkpointing=on) for b in BATCHES},
@@ -162,17 +162,16 @@ class Plan:
         return "\n".join(lines)
 
     def _flops_table(self) -> list[str]:
-        rows = [["GFLOP a sample", "forward", "backward"]]
+        rows = [["GFLOP per sample", "forward", "backward"]]
         for part, (forward, backward) in self.plain.flops.items():
             rows.append([part, _giga(forward), _giga(backward) if backward else "-"])
         forward = sum(f for f, _ in self.plain.flops.values())
         rows.append(["all", _giga(forward), _giga(self.plain.total_flops - forward)])
-        notes = [f"Gradient checkpointing computes {_giga(self._recomputed)} GFLOP again."]
+        notes = [f"Gradient checkpointing recomputes {_giga(self._recomputed)} GFLOP."]
         if self.encoding:
             notes.append(
-                f"A bank of latents (data.geometry_variants) would spare {_giga(self.encoding)} "
-                f"GFLOP, "
-                f"{self.encoding / self.plain.total_flops:.0%}."
+                f"A bank of latents (data.geometry_variants) would save {_giga(self.encoding)} "
+                f"GFLOP, {self.encoding / self.plain.total_flops:.0%}."
             )
         return [*_table(rows), *notes]
 
@@ -186,11 +185,11 @@ class Plan:
             largest = [self.largest_batch(c, checkpointing=on) for c in CARDS]
             cards.append([f"largest, {name}", *(str(b) if b else "-" for b in largest)])
         return [
-            "Memory of one process, at its peak",
+            "Peak memory of one process",
             *_table(rows),
             *_table(cards),
             f"Whatever the micro-batch: {resident}.",
-            f"Of a card {RESERVED:g} GiB is left to CUDA, and {FRAGMENTED:.0%} to fragmentation.",
+            f"Each card loses {RESERVED:g} GiB to CUDA and {FRAGMENTED:.0%} to fragmentation.",
         ]
 
     def _hours_table(self) -> list[str]:
@@ -228,23 +227,23 @@ def make_plan(
 
     Args:
         config: The run.
-        gpus: Cards, one process each.
-        kinds: Of `KINDS`, to tell the hours for; by default all.
+        gpus: Number of cards, one process each.
+        kinds: Names in `KINDS` to give the hours for; all of them by default.
         mfu: Share of the peak rate that the cards are assumed to reach, in (0, 1].
-        price: Of a card an hour.
+        price: Price of a card per hour.
 
     Raises:
         ValueError: An unknown kind, a share out of range, a batch that cannot be split, an
-            optimizer that does not work here.
+            optimizer that does not run on this machine.
     """
     kinds = tuple(kinds) or tuple(KINDS)
     for kind in kinds:
         if kind not in KINDS:
-            raise ValueError(f"no card {kind!r} in the table; choose from {list(KINDS)}")
+            raise ValueError(f"unknown card {kind!r}; choose from {list(KINDS)}")
     if not 0 < mfu <= 1:
         raise ValueError(f"mfu is {mfu:g}; give a share of the peak rate, above 0 and at most 1")
     if price is not None and not 0 <= price < float("inf"):
-        raise ValueError(f"price is {price:g}; give the price of a card an hour")
+        raise ValueError(f"price is {price:g}; give the price of a card per hour")
     shares = gpus * config.accumulate
     if config.batch_size % shares:
         raise ValueError(
@@ -270,12 +269,12 @@ def make_plan(
 
 
 def model_sizes(config: RunConfig) -> PBEConfig:
-    """Sizes of the model that a run trains, by its configuration's name."""
+    """Architecture of the model that a run trains."""
     return replace(CONFIGS[config.model], tokens=config.tokens)
 
 
 def optimizer_bytes(config: OptimConfig) -> float:
-    """Bytes of state for each parameter, found by making one step of a small matrix.
+    """Bytes of state per parameter, found by making one step on a small matrix.
 
     Raises:
         ValueError: An optimizer that does not exist, or does not run on this machine's CPU.
@@ -295,11 +294,11 @@ def optimizer_bytes(config: OptimConfig) -> float:
 
 
 def flops_per_sample(config: RunConfig) -> float:
-    """Training FLOPs of a sample, forward and backward, without what checkpointing recomputes.
+    """Training FLOPs per sample, forward and backward, without what checkpointing recomputes.
 
-    Counted once for each configuration: a moment for the small model, some seconds at full size.
+    Counted once per configuration: a moment for the small model, some seconds at full size.
     """
-    # What the count depends on, so that runs which differ in other things share it.
+    # Only what the count depends on, so that runs which differ in other settings share it.
     relevant = RunConfig(
         stage=config.stage,
         model=config.model,
@@ -320,7 +319,7 @@ def _counted(dump: str) -> float:
 
 
 def describe(config: RunConfig) -> str:
-    """All settings of a run as TOML, and its plan as comments: what a dry run prints."""
+    """All settings of a run as TOML, followed by its plan as comments: what a dry run prints."""
     plan = str(make_plan(config))
     return to_toml(config) + "\n" + "\n".join(f"# {line}".rstrip() for line in plan.splitlines())
 
@@ -334,7 +333,7 @@ def _giga(flops: float) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows under each other: the first column to the left, numbers to the right."""
+    """Lines of aligned columns: the first to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
     lines = []
     for first, *numbers in rows:

@@ -60,7 +60,7 @@ def test_what_is_no_optimizer_is_refused(name: str, words: str) -> None:
 
 
 def test_options_that_the_class_does_not_take_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"momentumm.*it takes lr, .*momentum"):
+    with pytest.raises(ValueError, match=r"momentumm.*its arguments are lr, .*momentum"):
         build_optimizer(
             OptimConfig(name="torch.optim.SGD", options={"momentumm": 1.0}), [parameter()]
         )

@@ -272,7 +272,7 @@ def test_page() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--kind", "abacus"], "no card 'abacus'"),
+        (["--kind", "abacus"], "unknown card 'abacus'"),
         (["--mfu", "35"], "mfu is 35"),
         (["--price", "-1"], "price is -1"),
         (["--gpus", "3"], "256 cannot be split over 3 GPUs"),
@@ -296,7 +296,7 @@ def test_a_dry_run_is_a_configuration_again(tmp_path: Path) -> None:
     file = tmp_path / "again.toml"
     file.write_text(describe(run))
     assert load_config(str(file)) == run
-    assert "# Memory of one process" in file.read_text()
+    assert "# Peak memory of one process" in file.read_text()
 
 
 @pytest.mark.slow
