@@ -194,6 +194,8 @@ class RunConfig(_Strict):
     """Compute the denoiser's activations again in the backward pass instead of keeping them."""
     compile: bool = False
     """Compile the network for the device at the first update: takes a minute, for long runs."""
+    cuda_graphs: bool = False
+    """Start a network's kernels all at once, for small networks on fast cards; one process only."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads; 0 leaves torch's choice."""
     data: DataConfig = DataConfig()
@@ -319,7 +321,7 @@ def changed_settings(
 
 _HARMLESS = (
     "out", "init", "steps", "accumulate", "threads", "data.root", "data.index", "data.workers",
-    "gradient_checkpointing", "compile", "checkpoint.", "log.", "ema.snapshot_every",
+    "gradient_checkpointing", "compile", "cuda_graphs", "checkpoint.", "log.", "ema.snapshot_every",
 )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from training.config import RunConfig
 from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
 from training.demo.recipes import endless
 from training.demo.textures import Textures
+from training.stages.graphs import capture
 from training.stages.latents import AT_ONCE, LatentBank, LatentEncoder, LatentPool
 from training.stages.lora import add_lora
 from training.stages.loss import DiffusionLoss
@@ -74,7 +75,8 @@ class Diffusion:
                 device=device,
             )
             encoder = LatentEncoder(self.model.vae, device, at_once=2 * LatentPool.GROUP)
-            self._bank = LatentPool(recipes, self._textures, encoder, config.batch_size)
+            workers = -(-data.workers // 4)
+            self._bank = LatentPool(recipes, self._textures, encoder, config.batch_size, workers)
             samples: Dataset[dict[str, Any]] = recipes
         else:
             photos = BoxDataset(
@@ -97,6 +99,20 @@ class Diffusion:
         self.module = diffusion_loss(self.model, self.model.schedule, config).to(device)
         if config.compile:
             compile_blocks(self.model.unet)
+        if config.cuda_graphs:
+            self._capture(shape)
+
+    def _capture(self, shape: tuple[int, int, int]) -> None:
+        sizes, unet, encoder = self.model.config, self.model.unet, self.model.encoder
+        batch = self.run.batch_size // self.run.accumulate
+        side = sizes.exemplar.image_size
+        with torch.device(self.device):
+            x = torch.zeros(batch, sizes.unet.in_channels, *shape[1:])
+            timestep = torch.zeros(batch, dtype=torch.long)
+            context = torch.zeros(batch, encoder.num_tokens, sizes.unet.context_dim)
+            pixels = torch.zeros(batch, 3, side, side)
+        arguments = (x, timestep, context.requires_grad_())
+        capture([(encoder.train(), (pixels,)), (unet.train(), arguments)], self.run.precision)
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields."""
@@ -238,7 +254,7 @@ def diffusion_loss(
         settings.thumbnail_weight,
         settings.thumbnail_side,
         settings.keep_weight,
-        config.compile,
+        compiled=config.compile or config.cuda_graphs,
     )
 
 

@@ -14,6 +14,7 @@ from training.config import RunConfig
 from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
 from training.demo.recipes import endless
 from training.demo.textures import Textures
+from training.stages.graphs import capture
 from training.stages.loss import FirstStageLoss
 
 
@@ -55,6 +56,16 @@ class FirstStage:
         if config.compile:
             self.module.vae.encoder.compile()
             self.module.vae.decoder.compile()
+        if config.cuda_graphs:
+            self._capture(size)
+
+    def _capture(self, size: int) -> None:
+        vae, config = self.module.vae.train(), self.model_config.vae
+        batch, side = self.run.batch_size // self.run.accumulate, size // config.downscale
+        with torch.device(self.device):
+            image = torch.zeros(batch, 3, size, size)
+            latent = torch.zeros(batch, config.z_channels, side, side, requires_grad=True)
+        capture([(vae.encoder, (image,)), (vae.decoder, (latent,))], self.run.precision)
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields; noise is keyed by sample."""

@@ -8,12 +8,14 @@ composites (`training.demo.recipes`) go through a pool of the newest, each seen 
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import Future, ThreadPoolExecutor
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from pbe_model.networks.inputs import latent_keep_mask, masked_image
 from pbe_model.networks.vae import AutoencoderKL
@@ -127,7 +129,7 @@ class LatentBank:
 
 
 class LatentPool:
-    """Latents of the newest composites, in memory on the device, each encoded when first asked for.
+    """Latents of the newest composites, in memory on the device.
 
     Composites are drawn and encoded in groups of consecutive numbers, so that a pool filled anew
     after a restart holds the same numbers as one that went on.
@@ -138,16 +140,23 @@ class LatentPool:
         encoder: Of the frozen first stage.
         batch_size: Samples an update: so many of them may lie between the first and the last use of
             a composite beyond the pool's size.
+        workers: Processes that draw the lots; the device would wait for this one.
     """
 
     GROUP = 32
 
     def __init__(
-        self, recipes: Recipes, textures: Textures, encoder: LatentEncoder, batch_size: int
+        self,
+        recipes: Recipes,
+        textures: Textures,
+        encoder: LatentEncoder,
+        batch_size: int,
+        workers: int = 0,
     ) -> None:
         self.recipes = recipes
         self.textures = textures
         self.encoder = encoder
+        self.workers = workers
         newest = recipes.config.pool + -(-batch_size // recipes.config.reuse)
         self._groups = -(-newest // self.GROUP) + 1
         z, side = encoder.vae.config.z_channels, recipes.size // encoder.vae.config.downscale
@@ -156,48 +165,57 @@ class LatentPool:
             dtype=torch.bfloat16,
             device=encoder.device,
         )
-        self._held = [-1] * self._groups  # the number of the group in each place
-        self._each = -(-batch_size // (recipes.config.reuse * self.GROUP))  # new ones an update
-        # Drawing lots takes the processor a while in which the device can train.
-        self._ahead: dict[int, Future[tuple[Tensor, Tensor]]] = {}
-        self._worker = ThreadPoolExecutor(max_workers=1)
+        self._next = 0  # group to come
+        self._coming: Iterator[tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, numbers: Tensor) -> dict[str, Tensor]:
         """Latents of these composites, `(B,)`, as `LatentEncoder.encode` gives them."""
-        groups = sorted(set((numbers // self.GROUP).tolist()))
-        for group in groups:
-            if self._held[group % self._groups] != group:
-                self._fill(group)
-        for group in range(self._each):
-            self._prepare(groups[-1] + 1 + group)
+        oldest, newest = int(numbers.min()) // self.GROUP, int(numbers.max()) // self.GROUP
+        if self._coming is None:
+            self._next = max(0, oldest - self._groups + 1)
+        while self._next <= newest:
+            self._fill()
+        assert oldest > newest - self._groups, "composites that the pool has given up"
         rows = numbers % (self._groups * self.GROUP)
         found = self._rows[rows.to(self._rows.device, non_blocking=True)].float()
         z = (found.shape[1] - 1) // 2
         latent, masked_latent, keep_mask = found.split([z, z, 1], dim=1)
         return {"latent": latent, "masked_latent": masked_latent, "keep_mask": keep_mask}
 
-    def _fill(self, group: int) -> None:
-        layers, holes = self._ahead.pop(group, self._prepare(group)).result()
+    def _fill(self) -> None:
+        """Draw and encode the next group."""
+        if self._coming is None:
+            self._coming = iter(
+                DataLoader(
+                    _Groups(self.recipes, self.GROUP),
+                    batch_size=None,
+                    sampler=itertools.count(self._next),
+                    num_workers=self.workers,
+                )
+            )
+        layers, holes = next(self._coming)
         device = self.encoder.device
         with torch.autocast(device.type, enabled=False):  # the same in any precision
             photo, _ = self.textures.draw(layers.to(device), self.recipes.size)
             encoded = self.encoder.encode(photo * 2 - 1, holes.to(device).float() / 255)
-        place = group % self._groups
+        place = self._next % self._groups
         rows = slice(place * self.GROUP, (place + 1) * self.GROUP)
         self._rows[rows] = torch.cat(list(encoded.values()), dim=1).bfloat16()
-        self._held[place] = group
+        self._next += 1
 
-    def _prepare(self, group: int) -> Future[tuple[Tensor, Tensor]]:
-        """Layers and holes of a group, to come."""
-        if group not in self._ahead:
-            self._ahead[group] = self._worker.submit(self._recipes, group)
-        return self._ahead[group]
 
-    def _recipes(self, group: int) -> tuple[Tensor, Tensor]:
-        first = group * self.GROUP
-        photos = [self.recipes.photo(number) for number in range(first, first + self.GROUP)]
+class _Groups(Dataset[tuple[np.ndarray, np.ndarray]]):
+    """Layers and holes of consecutive composites: of a group, by its number."""
+
+    def __init__(self, recipes: Recipes, size: int) -> None:
+        self.recipes = recipes
+        self.size = size
+
+    def __getitem__(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+        first = group * self.size
+        photos = [self.recipes.photo(number) for number in range(first, first + self.size)]
         layers, holes = (np.stack(parts) for parts in zip(*photos, strict=True))
-        return torch.from_numpy(layers), torch.from_numpy(holes)[:, None]
+        return layers, holes[:, None]
 
 
 def _memmap(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
