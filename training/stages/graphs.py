@@ -6,6 +6,7 @@ a forward or backward pass at once (Nguyen et al., Accelerating PyTorch with CUD
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -24,8 +25,17 @@ def capture(calls: Sequence[tuple[nn.Module, tuple[Tensor, ...]]], precision: st
             the shapes that it will be given: on a CUDA device, requiring a gradient where what
             comes in will.
         precision: Of the run: `"no"`, `"bf16"` or `"fp16"`.
+
+    Raises:
+        ValueError: No CUDA device, or several processes, whose exchange a graph does not hold.
     """
     modules, arguments = zip(*calls, strict=True)
+    device, processes = arguments[0][0].device, int(os.environ.get("WORLD_SIZE", 1))
+    if device.type != "cuda" or processes > 1:
+        raise ValueError(
+            f"cuda_graphs needs a CUDA card and one process, and this is {device} and {processes}; "
+            "set it to false"
+        )
     dtype = PRECISIONS[precision]
     # Casts of the weights belong into the graph: the cache would keep those of its first run.
     with torch.autocast("cuda", dtype, enabled=precision != "no", cache_enabled=False):

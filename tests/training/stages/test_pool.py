@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from pbe_model.checkpoints.load import read
 from pbe_model.networks.vae import AutoencoderKL
@@ -15,7 +17,7 @@ from training.loop import train
 from training.stages.latents import LatentEncoder, LatentPool
 
 from ..demo.pictures import write_objects
-from ..runs import SMALL, changed, digest, run_config, write_photos
+from ..runs import SMALL, changed, digest, logged, run_config, write_photos
 
 CPU = torch.device("cpu")
 NEW = {"data.source": "composites", "data.composites": {"reuse": 2, "pool": 3}}
@@ -80,3 +82,30 @@ def test_workers_change_nothing(root: Path, tmp_path: Path, first_stage: Path) -
     train(alone)
     train(helped)
     assert digest(alone.out) == digest(helped.out)
+
+
+@pytest.mark.parametrize("stage", ["first_stage", "diffusion"])
+def test_graphs_need_a_card(root: Path, tmp_path: Path, first_stage: Path, stage: str) -> None:
+    init = first_stage if stage == "diffusion" else None
+    with pytest.raises(ValueError, match="cuda_graphs needs a CUDA card"):
+        train(run_config(root, tmp_path, init, cuda_graphs=True, **NEW))
+
+
+def test_a_compiled_run_learns_the_same(
+    root: Path, tmp_path: Path, first_stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as for a device, but run by torch itself: making code for the CPU takes minutes."""
+    compiled: list[nn.Module] = []
+
+    def trace(module: nn.Module, **options: Any) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager", **options)
+
+    monkeypatch.setattr(nn.Module, "compile", trace)
+    plain = run_config(root, tmp_path / "plain", first_stage, steps=2, **NEW)
+    fast = run_config(root, tmp_path / "fast", first_stage, steps=2, compile=True, **NEW)
+    train(plain)
+    train(fast)
+    assert len(compiled) > 5
+    for one, two in zip(logged(plain.out), logged(fast.out), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
