@@ -71,6 +71,7 @@ def _train(report: Report, options: Options, data: Path, run_folder: Path) -> No
         "--data.root", str(data), "--out", str(run_folder),
         "--data.workers", str(max(1, (os.cpu_count() or 1) - 4)),
         "--checkpoint.keep", "1", *(["--init", str(options.init)] if options.init else []),
+        *(["--optim.options", "fused", "True"] if options.cuda else []),
         *options.more,
     ]  # fmt: skip
     for words in _WAYS if options.cuda else ((),):
