@@ -30,7 +30,9 @@ from training.cli import main
 from training.config import MAX_CONFIG, RunConfig, load_config
 from training.data.dataset import BoxDataset
 from training.data.decode import decode_photo, photo_size, read_photo
-from training.data.index import BOX, PHOTO, PLACE, BoxIndex, IndexWriter, PhotoBoxes
+from training.data.index import BoxIndex
+from training.data.index_format import BOX, PHOTO, PLACE, PhotoBoxes
+from training.data.index_writer import IndexWriter
 from training.data.shards import PhotoFiles, ShardWriter, read_shard
 from training.data.unreadable import UnreadableList
 from training.demo.sources import Source, load

@@ -33,7 +33,8 @@ from training.data.augment import (
     training_geometry,
 )
 from training.data.decode import decode_photo
-from training.data.index import BoxIndex, Photo
+from training.data.index import BoxIndex
+from training.data.index_format import Photo
 from training.data.shards import PhotoFiles
 from training.data.unreadable import UnreadableList
 

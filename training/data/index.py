@@ -1,316 +1,34 @@
-"""The box index: which photos there are and where their boxes lie, in flat files that are mapped.
+"""Reading a box index: which photos there are and where their boxes lie.
 
-OpenImages is 1.74 million photos with 14 million boxes. As a folder of arrays that is some 240 MB,
-opens in milliseconds, and every worker process shares the same pages of it:
-
-| file | what |
-|---|---|
-| `boxes.npy` | a row a box, those of a photo side by side: `BOX` |
-| `photos.npy` | a row a photo, and one more that ends the last: `PHOTO` |
-| `places.npy` | only for photos in shards: where the bytes of each photo lie, `PLACE` |
-| `paths.bin` | the paths of the photos, UTF-8, one behind the other |
-| `labels.json` | the names that the label numbers stand for |
-| `index.json` | format, counts, digest, and what the maker says: filters, statistics, `photos` (the folder or URL that paths and shards start from), `shards` (their names) |
-
-Small sets need none of this: a text file with a line for each box is read into the same arrays.
-"""  # noqa: E501
+Its files are mapped into memory, so that it opens in milliseconds and all worker processes share
+the same pages; see `index_format`.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import os
-import shutil
 import tokenize
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pbe_model.editing.mask_shapes import Box
-from pbe_model.untrusted import (
-    first_line,
-    numbered_lines,
-    open_regular,
-    parse_json,
-    read_bytes,
-    shown,
-)
-from training.data.decode import photo_size
+from pbe_model.untrusted import first_line, open_regular, parse_json, read_bytes, shown
+from training.data.box_lines import read_lines
+from training.data.index_format import BOX, FORMAT, MAX_LABELS, MAX_PATH, PHOTO, PLACE, Photo, Place
+from training.data.index_writer import Tables
 
-FORMAT = 1
-LARGEST = 2**16 - 1
-"""Largest side of a photo, in pixels: coordinates take two bytes."""
-
-BOX = np.dtype([("box", "<u2", 4), ("label", "<u4")])
-"""`box`: x0, y0, x1, y1 in pixels of the photo, right and bottom exclusive."""
-PHOTO = np.dtype([("path", "<u4"), ("first", "<u4"), ("width", "<u2"), ("height", "<u2")])
-"""`path`: where in `paths.bin` its path starts; `first`: its first box. Both end where those of the
-next row start. A width of 0 means that the size is not known."""
-PLACE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("shard", "<u4")])
-"""`offset` and `length` in bytes of the shard with number `shard`."""
-
-MAX_LABELS = 2**26
-"""Bytes of a file that names labels."""
 _MAX_META = 2**24  # bytes of `index.json`
-_MAX_PATH = 2**16  # bytes of a photo's path
 # What numpy raises on headers of .npy that are damaged, besides what reading JSON does.
 _DAMAGE = (
     OSError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError, LookupError,
     OverflowError, AttributeError, tokenize.TokenError,
 )  # fmt: skip
-
-
-class Place(NamedTuple):
-    """Bytes of a photo inside a shard."""
-
-    shard: int
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhotoBoxes:
-    """A photo with its boxes, as readers of annotations yield it, already filtered.
-
-    Attributes:
-        path: Relative to where the photos lie, with forward slashes.
-        size: Width and height in pixels, upright (as `decode_photo` gives it); (0, 0) if unknown.
-        boxes: `(n, 4)` integers, x0, y0, x1, y1 in pixels, right and bottom exclusive.
-        labels: A name for each box, "" if it has none.
-        shard: Number of the shard that holds the photo, if one does.
-        offset: First byte of the photo in the shard.
-        length: Number of bytes.
-    """
-
-    path: str
-    size: tuple[int, int]
-    boxes: np.ndarray
-    labels: list[str]
-    shard: int | None = None
-    offset: int | None = None
-    length: int | None = None
-
-    @classmethod
-    def from_json(cls, record: Any) -> PhotoBoxes:
-        """From the attributes by name, as a file of any origin may hold them.
-
-        Raises:
-            ValueError: One is missing, of another type, or does not fit the others.
-        """
-        match record:
-            case {
-                "path": str(path),
-                "size": [int(width), int(height)],
-                "boxes": list(rows),
-                "labels": list(labels),
-            }:
-                boxes = np.asarray(rows or np.empty((0, 4), int))
-                place = {name: record.get(name) for name in ("shard", "offset", "length")}
-                if (
-                    boxes.dtype.kind == "i"
-                    and boxes.shape == (len(labels), 4)
-                    and all(isinstance(label, str) for label in labels)
-                    and all(n is None or (isinstance(n, int) and n >= 0) for n in place.values())
-                ):
-                    size = width, height
-                    return cls(path=path, size=size, boxes=boxes, labels=labels, **place)
-        raise ValueError(f"{shown(record, 80)} is not a photo with its boxes")
-
-
-@dataclass(frozen=True, slots=True)
-class Photo:
-    """A photo of an index.
-
-    Attributes:
-        path: Relative to where the photos lie.
-        size: Width and height in pixels, upright; `None` if unknown.
-        boxes: Numbers of its boxes in the index.
-        place: Where in the shards its bytes are; `None` if it is a file.
-    """
-
-    path: str
-    size: tuple[int, int] | None
-    boxes: range
-    place: Place | None
-
-
-class _Tables:
-    """The arrays of an index, written row by row into open binary files (or buffers)."""
-
-    def __init__(self, boxes: BinaryIO, photos: BinaryIO, places: BinaryIO, paths: BinaryIO):
-        self._boxes, self._photos, self._places, self._paths = boxes, photos, places, paths
-        self._path_end = 0
-        self._digest = hashlib.sha256()
-        self.num_boxes = self.num_photos = self.num_places = 0
-        self.labels: dict[str, int] = {}
-
-    def add(self, photo: PhotoBoxes) -> None:
-        boxes = np.asarray(photo.boxes).reshape(-1, 4)
-        path = os.fsencode(photo.path)  # file names need not be valid UTF-8
-        assert len(boxes) == len(photo.labels), (photo.path, len(boxes), len(photo.labels))
-        if not len(boxes):
-            return
-        width, height = photo.size
-        if not all(0 <= n <= LARGEST for n in (boxes.min(), boxes.max(), width, height)):
-            raise ValueError(
-                f"'{shown(photo.path)}' ({shown(width)} x {shown(height)}) has a side or a box "
-                f"coordinate that is not in 0 to {LARGEST} pixels; clip the box or leave it out"
-            )
-        if len(path) > _MAX_PATH:
-            raise ValueError(
-                f"'{shown(photo.path)}' is a path of {len(path):,} bytes, and {_MAX_PATH:,} are "
-                "the most; shorten it"
-            )
-        rows = np.empty(len(boxes), BOX)
-        rows["box"] = boxes
-        rows["label"] = [self.labels.setdefault(name, len(self.labels)) for name in photo.labels]
-        self._boxes.write(rows.tobytes())
-        self._row(photo.size)
-        self._paths.write(path)
-        if photo.shard is not None:
-            place = np.array((photo.offset, photo.length, photo.shard), PLACE)
-            self._places.write(place.tobytes())
-            self.num_places += 1
-        head = json.dumps([photo.path, photo.size, photo.labels]).encode()
-        self._digest.update(head + rows["box"].tobytes())
-        self._path_end += len(path)
-        self.num_boxes += len(boxes)
-        self.num_photos += 1
-        if self.num_places not in (0, self.num_photos):
-            raise ValueError(
-                f"'{shown(photo.path)}': an index has all of its photos in shards or none, "
-                "make one for each"
-            )
-
-    def _row(self, size: tuple[int, int]) -> None:
-        row = np.array((self._path_end, self.num_boxes, *size), PHOTO)
-        self._photos.write(row.tobytes())
-
-    def finish(self) -> dict[str, Any]:
-        """Write the last row; what `index.json` says of the arrays."""
-        self._row((0, 0))
-        return {
-            "format": FORMAT,
-            "num_photos": self.num_photos,
-            "num_boxes": self.num_boxes,
-            "digest": self._digest.hexdigest(),
-        }
-
-
-class IndexWriter:
-    """Writes an index photo by photo, in little memory; the same photos give the same bytes.
-
-    Everything goes to `<folder>.partial` first; `close` renames it. Left without `close`, nothing
-    stays behind.
-
-    ```python
-    with IndexWriter(folder) as writer:
-        for photo in photos:
-            writer.add(photo)
-        writer.close({"photos": "/data/openimages", "filters": {...}})
-    ```
-
-    Args:
-        folder: The index to make; an index that is there already is replaced at the end.
-
-    Raises:
-        ValueError: `folder` exists and is no index.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        if self.folder.exists() and not (self.folder / "index.json").is_file():
-            raise ValueError(f"'{folder}' exists and is no box index; give another folder")
-        self._partial = self.folder.with_name(self.folder.name + ".partial")
-        self._closed = False
-
-    def __enter__(self) -> IndexWriter:
-        if self._partial.exists():
-            shutil.rmtree(self._partial)
-        self._partial.mkdir(parents=True)
-        names = ("boxes.npy", "photos.npy", "places.npy", "paths.bin")
-        self._files = [(self._partial / name).open("wb") for name in names]
-        for file, dtype in zip(self._files, (BOX, PHOTO, PLACE), strict=False):
-            _write_header(file, dtype, 0)
-        self._tables = _Tables(*self._files)
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        assert error or self._closed, "an index needs close(meta) before its context ends"
-        if not self._closed:
-            for file in self._files:
-                file.close()
-            shutil.rmtree(self._partial)
-
-    @property
-    def num_photos(self) -> int:
-        """Photos added so far, those without a box left out."""
-        return self._tables.num_photos
-
-    @property
-    def num_boxes(self) -> int:
-        """Boxes added so far."""
-        return self._tables.num_boxes
-
-    def add(self, photo: PhotoBoxes) -> None:
-        """Append a photo and its boxes; one without boxes is left out.
-
-        Raises:
-            ValueError: A coordinate below 0 or above 65,535, a path of more than 65,536 bytes, or
-                only some photos are in shards.
-        """
-        self._tables.add(photo)
-
-    def close(self, meta: dict[str, Any]) -> None:
-        """Put the index in its place.
-
-        Args:
-            meta: What `index.json` should say besides, such as `photos`, `shards`, filters and
-                statistics; anything that JSON can hold.
-
-        Raises:
-            ValueError: There is no box.
-        """
-        tables = self._tables
-        if not tables.num_boxes:
-            raise ValueError(
-                f"no box is left for '{self.folder}'; add photos or widen the limits on boxes"
-            )
-        described = {**meta, **tables.finish()}
-        rows = (tables.num_boxes, tables.num_photos + 1, tables.num_places)
-        for file, dtype, count in zip(self._files, (BOX, PHOTO, PLACE), rows, strict=False):
-            file.seek(0)
-            _write_header(file, dtype, count)
-        for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        if not tables.num_places:
-            (self._partial / "places.npy").unlink()
-        _write_json(self._partial / "labels.json", list(tables.labels))
-        _write_json(self._partial / "index.json", described)
-        if self.folder.exists():  # a run that has it open keeps its pages
-            shutil.rmtree(self.folder)
-        self._partial.rename(self.folder)
-        self._closed = True
-
-
-def _write_header(file: BinaryIO, dtype: np.dtype, count: int) -> None:
-    """Header of an .npy file, padded by numpy such that its length does not depend on `count`."""
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
-    np.lib.format.write_array_header_1_0(file, {**header, "shape": (count,)})
-
-
-def _write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True)
-    # Half of a surrogate pair, which a name may hold, has no UTF-8; its escape is JSON.
-    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 class BoxIndex:
@@ -372,8 +90,8 @@ class BoxIndex:
         if not path.is_file():
             raise ValueError(f"no box index at '{path}'; make one with 'pbe-train prepare'")
         buffers = [io.BytesIO() for _ in range(4)]
-        tables = _Tables(*buffers)
-        for photo in _read_lines(path, Path(root or path.parent), min_area, max_area):
+        tables = Tables(*buffers)
+        for photo in read_lines(path, Path(root or path.parent), min_area, max_area):
             tables.add(photo)
         if not tables.num_boxes:
             raise ValueError(
@@ -549,8 +267,8 @@ def _check_tables(
     ordered = (path[1:] >= path[:-1]).all() and (first[1:] > first[:-1]).all()
     if ends != (0, 0, len(paths), len(boxes)) or not ordered:
         raise ValueError("photos.npy does not fit paths and boxes")
-    if np.diff(path).max() > _MAX_PATH:
-        raise ValueError(f"a path has more than {_MAX_PATH:,} bytes")
+    if np.diff(path).max() > MAX_PATH:
+        raise ValueError(f"a path has more than {MAX_PATH:,} bytes")
     if places is None:
         return
     if len(places) != len(photos) - 1:
@@ -564,85 +282,3 @@ def _reopen(folder: Path, digest: str) -> BoxIndex:
     if index.digest != digest:
         raise ValueError(f"'{folder}' was made anew while it was in use; start again")
     return index
-
-
-def _read_lines(path: Path, root: Path, min_area: float, max_area: float) -> Iterator[PhotoBoxes]:
-    """Photos of a text file of boxes, in the order in which they first appear."""
-    photos: dict[str, tuple[tuple[int, int], list[Box], list[str]]] = {}
-    for number, line in numbered_lines(path):
-        try:
-            entry = parse_box(line)
-            x0, y0, x1, y1 = map(int, entry.box)
-            if entry.image not in photos:
-                os.fsencode(entry.image)  # not every string can name a file
-                width, height = entry.size or _header_size(root / entry.image)
-                photos[entry.image] = (int(width), int(height)), [], []
-            size, boxes, labels = photos[entry.image]
-            pixels = size[0] * size[1]
-            fits = not pixels or min_area <= (x1 - x0) * (y1 - y0) / pixels <= max_area
-        except (ValueError, OverflowError) as error:
-            raise ValueError(
-                f"line {number} of '{path}' is no box entry ({shown(line, 80)}); "
-                'each line must read {"image": "path", "box": [x0, y0, x1, y1]}'
-            ) from error
-        if fits:
-            x0, y0, x1, y1 = (min(max(n, 0), LARGEST) for n in (x0, y0, x1, y1))
-            boxes.append((x0, y0, x1, y1))
-            labels.append(entry.label)
-    for image, (size, boxes, labels) in photos.items():
-        yield PhotoBoxes(path=image, size=size, boxes=np.array(boxes, int), labels=labels)
-
-
-def _header_size(photo: Path) -> tuple[int, int]:
-    try:
-        return photo_size(photo)
-    except OSError:
-        return 0, 0
-
-
-class BoxLine(NamedTuple):
-    """A line of a text file of boxes (see `BoxIndex.open`)."""
-
-    image: str
-    box: tuple[float, ...]
-    size: tuple[float, ...] | None
-    label: str
-
-
-def parse_box(line: str, labels: tuple[str, ...] = ("label",)) -> BoxLine:
-    """Read a line of a text file of boxes.
-
-    Args:
-        line: JSON.
-        labels: What the label may be called; the first that is there counts.
-
-    Raises:
-        ValueError: Not JSON, or not of the right types.
-    """
-    entry = parse_json(line)
-    if not isinstance(entry, dict) or not isinstance(image := entry.get("image"), str):
-        raise ValueError("it has no string 'image'")
-    label = ""
-    for name in labels:
-        if name in entry:
-            label = entry[name]
-            break
-    if isinstance(label, (dict, list)):
-        raise ValueError("its label is not a string")
-    size = entry.get("size")
-    box = numbers(entry.get("box"), 4)
-    return BoxLine(image, box, numbers(size, 2) if size else None, str(label))
-
-
-def numbers(value: object, count: int) -> tuple[float, ...]:
-    """The numbers of a list that came out of a file.
-
-    Raises:
-        ValueError: Not a list of so many numbers.
-    """
-    if not isinstance(value, list) or len(value) != count:
-        raise ValueError(f"{shown(value, 80)} is not a list of {count} numbers")
-    try:
-        return tuple(map(float, value))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{shown(value, 80)} are not {count} numbers") from error

@@ -25,7 +25,8 @@ import numpy as np
 from pbe_model.picture_headers import MAX_BYTES
 from pbe_model.untrusted import first_line, open_regular, parse_json, printable, shown
 from training.data.decode import read_photo
-from training.data.index import BoxIndex, Photo, PhotoBoxes
+from training.data.index import BoxIndex
+from training.data.index_format import Photo, PhotoBoxes
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from pbe_model.editing.mask_shapes import Box, box_mask
 from pbe_model.image_io import read_image
 from pbe_model.untrusted import numbered_lines, parse_json, shown
+from training.data.box_lines import numbers
 from training.data.dataset import Stream, keyed_rng
 from training.data.decode import photo_size
-from training.data.index import numbers
 
 SPLIT = "val"
 """Folder of a set with the pairs to evaluate."""

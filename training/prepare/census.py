@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pbe_model.untrusted import shown
-from training.data.index import PhotoBoxes
+from training.data.index_format import PhotoBoxes
 
 AREA_EDGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 """Limits between the classes of the area histogram, as shares of the photo."""

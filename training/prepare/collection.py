@@ -27,7 +27,9 @@ from tqdm import tqdm
 from pbe_model.atomic import replacing
 from pbe_model.untrusted import first_line, printable, read_json, shown
 from training.data.decode import decode_photo, photo_size, read_photo
-from training.data.index import LARGEST, BoxIndex, IndexWriter, PhotoBoxes
+from training.data.index import BoxIndex
+from training.data.index_format import LARGEST, PhotoBoxes
+from training.data.index_writer import IndexWriter
 from training.prepare.annotations import CLIPPED, Annotated, BoxFilter, Reader, Unusable
 from training.prepare.census import Census, table
 from training.prepare.packing import FOLDER as SHARDS

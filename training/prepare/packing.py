@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pbe_model.untrusted import first_line
 from training.data.decode import decode_photo, read_photo
-from training.data.index import PhotoBoxes
+from training.data.index_format import PhotoBoxes
 from training.data.shards import ShardWriter
 from training.prepare.pieces import Piece, finish
 

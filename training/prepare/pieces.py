@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pbe_model.atomic import replacing
 from pbe_model.untrusted import first_line, open_regular, printable, read_json
-from training.data.index import PhotoBoxes
+from training.data.index_format import PhotoBoxes
 
 _MAX_PIECE = 2**33  # bytes: all annotations may be of one photo, and they are longer here
 

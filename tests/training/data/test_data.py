@@ -32,7 +32,9 @@ from training.data.dataset import (
     shuffled,
 )
 from training.data.decode import decode_photo
-from training.data.index import BoxIndex, IndexWriter, PhotoBoxes
+from training.data.index import BoxIndex
+from training.data.index_format import PhotoBoxes
+from training.data.index_writer import IndexWriter
 from training.data.shards import ShardWriter
 from training.data.unreadable import UnreadableList
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.index import BOX, PHOTO, BoxIndex, IndexWriter, PhotoBoxes
+from training.data.index import BoxIndex
+from training.data.index_format import BOX, PHOTO, PhotoBoxes
+from training.data.index_writer import IndexWriter
 
 
 def photo(path: str, *boxes: tuple[int, int, int, int], label: str = "thing", **place):

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from training.data import shards as shards_module
-from training.data.index import BoxIndex, IndexWriter, PhotoBoxes
+from training.data.index import BoxIndex
+from training.data.index_format import PhotoBoxes
+from training.data.index_writer import IndexWriter
 from training.data.shards import PhotoFiles, RangeReader, ShardWriter, read_shard
 
 COUNT = 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pbe_model.untrusted import numbered_lines
-from training.data.index import parse_box
+from training.data.box_lines import parse_box
 
 from .base import Annotated, MarkedBox, Reader, malformed
 

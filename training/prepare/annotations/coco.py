@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pbe_model.untrusted import first_line, parse_json, shown
-from training.data.index import numbers
+from training.data.box_lines import numbers
 
 from .base import MAX_ANNOTATIONS, NO_FLAGS, Annotated, MarkedBox, Reader, read_whole
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pbe_model.untrusted import first_line, numbered_lines, open_regular, shown
-from training.data.index import MAX_LABELS
+from training.data.index_format import MAX_LABELS
 
 from .base import MAX_OF_PHOTO, Annotated, MarkedBox, Reader, malformed
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from pbe_model.untrusted import numbered_lines, printable, shown
-from training.data.index import MAX_LABELS
+from training.data.index_format import MAX_LABELS
 
 from .base import MAX_OF_PHOTO, Annotated, MarkedBox, Reader, files_below, malformed, read_whole
 
