@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class Options:
     @property
     def on(self) -> torch.device:
         """The device to measure on."""
+        import torch  # here, because the process that starts the parts does without
+
         return torch.device(self.device)
 
     @property

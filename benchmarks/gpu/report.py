@@ -9,16 +9,13 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
-
-import torch
-
-from pbe_model.atomic import replacing
 
 RESULTS, TABLE = "results.json", "table.md"
 Verdict = Literal["measured", "passed", "FAILED", "skipped", "error"]
@@ -106,8 +103,6 @@ class Report:
         except Exception:
             # Whatever it is, it is a result: of a kernel that is missing, of memory that is full.
             self.add(name, "error", detail=traceback.format_exc())
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()
             free()
             return False
         return True
@@ -129,17 +124,22 @@ class Report:
         rows = [*read_rows(self.folder), row]
         # JSON has no NaN, and other programs refuse Python's.
         entries = [{k: _plain(v) for k, v in asdict(entry).items()} for entry in rows]
-        with replacing(self.folder / RESULTS) as part:
-            part.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-        with replacing(self.folder / TABLE) as part:
-            part.write_text(as_table(rows), encoding="utf-8")
+        _write(self.folder / RESULTS, json.dumps(entries, indent=1))
+        _write(self.folder / TABLE, as_table(rows))
         print(f"{self.part}: {_line(row)}", flush=True)
 
 
 def free() -> None:
-    """Give back the memory of what is no longer used."""
+    """Give back the memory of what is no longer used.
+
+    Raises:
+        RuntimeError: The card no longer works for this process.
+    """
+    import torch  # here, because the process that starts the parts does without
+
     gc.collect()
     if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
 
@@ -167,6 +167,12 @@ def as_table(rows: list[Row]) -> str:
                 cells = (row.name, found, most, verdict, f"{row.at:.1f} s", note)
                 lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def _line(row: Row) -> str:

@@ -61,7 +61,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--device", "cpu", "--small", "--minutes", "30", "--out", str(folder / "out")]
     words += ["--train", "bundled-first-stage", "--data", str(folder / "data.tar")]
     words += ["--more", f"{TINY} --log.trackers"]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if found := find_host():
         comfyui, python = found
         pack(comfyui, None, folder / "host.tar.gz")

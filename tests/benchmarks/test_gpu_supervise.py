@@ -90,7 +90,7 @@ def supervised(
 
 
 def test_a_part_that_hangs_or_fails_is_reported_and_the_next_one_runs(tmp_path: Path) -> None:
-    rows = supervised(tmp_path, ["hangs", "crashes", "raises", "slow_before"], 0.8)
+    rows = supervised(tmp_path, ["hangs", "crashes", "raises", "slow_before"], 0.6)
     before, hung = rows["hangs"]
     assert before.value == 1
     assert hung.verdict == "error"
@@ -108,14 +108,14 @@ def test_a_part_that_hangs_or_fails_is_reported_and_the_next_one_runs(tmp_path: 
 
 
 def test_times_are_measured_once_the_others_have_prepared(tmp_path: Path) -> None:
-    rows = supervised(tmp_path, ["timed", "slow_before"], 1.0, timed=("timed",))
+    rows = supervised(tmp_path, ["timed", "slow_before"], 5.0, timed=("timed",))
     assert [row.name for row in rows["timed"]] == ["number", "the part"]
     begun = int(rows["timed"][1].detail.split()[1])
     assert begun >= 2  # seconds that the other one sleeps
 
 
 def test_a_part_that_hangs_before_its_turn(tmp_path: Path) -> None:
-    rows = supervised(tmp_path, ["timed", "hangs_before"], 0.25, timed=("timed",))
+    rows = supervised(tmp_path, ["timed", "hangs_before"], 0.15, timed=("timed",))
     late, number, _ = rows["timed"]
     assert (late.name, late.value) == ("still preparing, so times may be too long", "hangs_before")
     assert number.value == 2
