@@ -168,8 +168,8 @@ class Trainer:
                 for group in self.prepared_optimizer.param_groups:
                     group["lr"] = rate
 
-                # Up to `_reduce` the CPU only queues work. There it waits once, for the loss and the
-                # gradient norm of all processes, and can leave out an update that is not finite.
+                # Until `_reduce` the CPU only queues work. There it waits once, for the loss and
+                # gradient norm of all processes, so that an update that is not finite is left out.
                 micro_batches = self._forward_and_backward(batches)
                 grad_norm = self.optimizer.clip(config.optim.clip)
                 update = self._reduce(micro_batches, grad_norm, stop=bool(signals))
