@@ -295,7 +295,9 @@ def check_surroundings(words: list[str]) -> None:
     elif words[:3] == ["python", "-m", "pytest"]:
         assert all((ROOT / word).exists() for word in words[3:]), words
     elif words[:2] == ["python", "-m"]:
-        source = (ROOT / words[2].replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+        module = ROOT / words[2].replace(".", "/")
+        file = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
+        source = file.read_text(encoding="utf-8")
         assert all(f'"{word}"' in source for word in words[3:] if word.startswith("--")), words
 
 
