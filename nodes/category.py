@@ -1,4 +1,4 @@
-"""Where the nodes stand in the host's menu."""
+"""The nodes' category in the host's menu."""
 
 CATEGORY = "paint by example"
 """Translated in `locales/*/main.json`."""

@@ -1,4 +1,4 @@
-"""Between the host's tensors and ours: channels, sizes and batches that people really connect.
+"""The host's tensors as ours: channels, sizes and batches as people really connect them.
 
 The host's IMAGE is (B, H, W, C) in [0, 1] with one to four channels, its MASK (B, H, W) with 1 =
 repaint, at any size.
@@ -18,12 +18,13 @@ def rgb(image: Tensor) -> Tensor:
     """An IMAGE with three channels: grey is repeated, opacity dropped.
 
     Raises:
-        ValueError: It has no pixels or an odd number of channels.
+        ValueError: No pixels, or a number of channels other than 1 to 4.
     """
     channels = image.shape[-1]
     if not image.numel() or channels not in (1, 2, 3, 4):
         raise ValueError(
-            f"an image of shape {tuple(image.shape)} cannot be used; connect an ordinary picture"
+            f"an image of shape {tuple(image.shape)} cannot be used; connect one with pixels and "
+            "1 to 4 channels"
         )
     colour = image[..., :3] if channels >= 3 else image[..., :1].expand(*image.shape[:-1], 3)
     return colour.float()
@@ -36,7 +37,7 @@ def mask_like(mask: Tensor, image: Tensor) -> Tensor:
 
 
 def batch_size(**batches: Sized | None) -> int:
-    """How many results batches of these names make together; `None` is not connected.
+    """How many results batches make together, by name for the error; `None` is not connected.
 
     Raises:
         ValueError: Two of them differ in length and neither has one row.

@@ -30,7 +30,7 @@ class PBEExampleInputs(io.ComfyNode):
                     "scene",
                     options=names,
                     default=names[0],
-                    tooltip="Which of the bundled scenes.",
+                    tooltip="Which bundled scene to use.",
                 )
             ],
             outputs=[

@@ -36,7 +36,7 @@ class PBEExemplarEncoder(io.ComfyNode):
                 PBEEncoder.Input("encoder", tooltip="From Load Paint by Example."),
                 io.Image.Input(
                     "exemplar",
-                    tooltip="The object to paint. A batch makes one result each, or is averaged.",
+                    tooltip="The object to paint. A batch gives one result each, or is averaged.",
                 ),
                 io.Combo.Input(
                     "fit",
@@ -70,7 +70,7 @@ class PBEExemplarEncoder(io.ComfyNode):
                     default="",
                     tooltip=(
                         "How much each exemplar counts in an average, such as 1, 0.5. Empty: all "
-                        "the same. Only average looks at it."
+                        "the same. Used by average only."
                     ),
                 ),
             ],

@@ -1,4 +1,4 @@
-"""Where the pack's files lie in the host."""
+"""The pack's model folders in the host."""
 
 from __future__ import annotations
 

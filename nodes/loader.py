@@ -27,7 +27,7 @@ WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
-_MAX_INDEX = 2**16  # bytes of a model_index.json; they have less than a thousand
+_MAX_INDEX = 2**16  # largest model_index.json in bytes; they have less than a thousand
 ATTENTIONS = ["auto", "pytorch", "xformers"]
 
 
@@ -50,7 +50,7 @@ class PBELoader(io.ComfyNode):
                     tooltip=(
                         "The small model that comes with this pack, or a file in "
                         "models/paint_by_example or models/checkpoints: official .ckpt, "
-                        "safetensors, or a folder of diffusers."
+                        "safetensors, or a diffusers folder."
                     ),
                 ),
                 io.Combo.Input(
@@ -59,7 +59,7 @@ class PBELoader(io.ComfyNode):
                     default="default",
                     advanced=True,
                     tooltip=(
-                        "How the denoiser's weights are kept. default: ComfyUI's choice for your "
+                        "How the denoiser's weights are stored. default: ComfyUI's choice for your "
                         "card. fp8 halves the memory of fp16 at some loss."
                     ),
                 ),
@@ -69,8 +69,8 @@ class PBELoader(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip=(
-                        "auto: what ComfyUI was started with. pytorch, xformers: that one, in this "
-                        "model only."
+                        "auto: the one ComfyUI was started with. pytorch, xformers: that one, for "
+                        "this model only."
                     ),
                 ),
             ],
@@ -97,7 +97,7 @@ class PBELoader(io.ComfyNode):
     def execute(cls, checkpoint: str, weight_dtype: str, attention: str) -> io.NodeOutput:
         arguments = (_path(checkpoint), weight_dtype, attention)
         model, encoder, vae = _load(*arguments)
-        # How the host gets the MODEL once more, to compile it or for another card.
+        # With this the host loads the MODEL again, to compile it or for another card.
         model.cached_patcher_init = (_load, arguments, 0)
         return io.NodeOutput(model, encoder, vae)
 
@@ -121,7 +121,7 @@ def _load(path: str | None, weight_dtype: str, attention: str, disable_dynamic: 
 def _choices() -> list[str]:
     """The bundled model, then the user's files and diffusers folders as `folder/name`."""
     folders = list(_diffusers_folders())
-    # What lies in a folder of diffusers, or of a download in progress, is a part of a model.
+    # Files in a diffusers folder, or in that of an unfinished download, are parts of a model.
     parts = (*(f"{folder}/" for folder in folders), f"{UNFINISHED}/")
     files = [
         f"{folder}/{name}"
@@ -134,7 +134,7 @@ def _choices() -> list[str]:
 
 
 def _diffusers_folders() -> dict[str, str]:
-    """Folders that diffusers' Paint by Example would load, by their choices."""
+    """Diffusers folders of Paint by Example: their paths by their names in the list."""
     found = {}
     for kind in (MODEL_FOLDER, "diffusers"):
         for root in folder_paths.get_folder_paths(kind):
@@ -147,7 +147,7 @@ def _diffusers_folders() -> dict[str, str]:
 def _is_paint_by_example(index: Path) -> bool:
     try:
         return b"PaintByExamplePipeline" in read_bytes(index, _MAX_INDEX)
-    except (OSError, ValueError):  # such as a pipe, which would block the host's list of nodes
+    except (OSError, ValueError):  # such as a pipe; waiting for it would block the list of nodes
         return False
 
 

@@ -57,7 +57,7 @@ class PBEMaskAugmenter(io.ComfyNode):
                 io.Boolean.Input(
                     "fill_holes",
                     default=False,
-                    tooltip="Fill islands that the mask encloses before anything else.",
+                    tooltip="First of all, fill islands that the mask encloses.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -65,14 +65,14 @@ class PBEMaskAugmenter(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Of the random Bezier shapes; the other shapes ignore it.",
+                    tooltip="Seed of the random Bezier shapes; the other shapes ignore it.",
                 ),
                 io.Int.Input(
                     "variations",
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Masks to make of each input mask; only bezier makes them differ.",
+                    tooltip="Masks to make from each input mask; they differ only with bezier.",
                 ),
                 io.Int.Input(
                     "drop_specks",
@@ -81,7 +81,7 @@ class PBEMaskAugmenter(io.ComfyNode):
                     min=0,
                     max=1024 * 1024,
                     tooltip=(
-                        "Parts of the mask with fewer pixels than this are removed, such as a "
+                        "Removes parts of the mask with fewer pixels than this, such as a "
                         "segmenter's stray dots; the largest part always stays. 0 keeps all."
                     ),
                 ),

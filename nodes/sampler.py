@@ -51,7 +51,7 @@ class PBEInpaintSampler(io.ComfyNode):
                     max=2**63 - 1,
                     control_after_generate=True,
                     tooltip=(
-                        "Of the noise. Result number i of a batch has seed + i, for all its holes."
+                        "Seed of the noise. Result i of a batch uses seed + i, for all its holes."
                     ),
                 ),
                 io.Int.Input(
@@ -59,7 +59,7 @@ class PBEInpaintSampler(io.ComfyNode):
                     default=20,
                     min=1,
                     max=1000,
-                    tooltip="Denoising steps. 20 suffice with dpmpp_2m; euler and ddim want 50.",
+                    tooltip="Denoising steps. 20 are enough with dpmpp_2m; euler and ddim need 50.",
                 ),
                 io.Float.Input(
                     "similarity",
@@ -70,7 +70,7 @@ class PBEInpaintSampler(io.ComfyNode):
                     round=0.01,
                     tooltip=(
                         "How hard the result is pushed towards the exemplar (guidance scale). "
-                        "1 is no push, 3 to 7 are usual; much more burns colours."
+                        "1 is no push, 3 to 7 is usual; much more burns colours."
                     ),
                 ),
                 io.Combo.Input(
@@ -93,7 +93,7 @@ class PBEInpaintSampler(io.ComfyNode):
                     step=0.01,
                     tooltip=(
                         "1 paints from pure noise. Less starts from what the photo shows in the "
-                        "hole, for a change rather than a replacement."
+                        "hole, to change it rather than replace it."
                     ),
                 ),
                 io.Combo.Input(
@@ -126,7 +126,7 @@ class PBEInpaintSampler(io.ComfyNode):
                     max=4096,
                     step=8,
                     advanced=True,
-                    tooltip="Side in pixels at which the model works; 0 is what it was trained at.",
+                    tooltip="Side in pixels of what the model sees; 0 is what it was trained at.",
                 ),
                 io.Int.Input(
                     "blend",
@@ -151,8 +151,8 @@ class PBEInpaintSampler(io.ComfyNode):
                     "blend_mask",
                     optional=True,
                     tooltip=(
-                        "Share of the result in each pixel, in place of blend. What the model "
-                        "repaints stays the mask's business; where this is 0 the photo stays as is."
+                        "Share of the result in each pixel, in place of blend. What is repainted "
+                        "depends on the mask alone; where this is 0, the photo stays as it is."
                     ),
                 ),
                 io.Boolean.Input(
@@ -160,8 +160,8 @@ class PBEInpaintSampler(io.ComfyNode):
                     optional=True,
                     default=False,
                     tooltip=(
-                        "Takes a colour cast off the painted crop, so that what it keeps around "
-                        "the hole matches the photo. Turn it on where the rim shows a step in tone."
+                        "Removes a colour cast from the painted crop, so that what it keeps around "
+                        "the hole matches the photo. Turn it on if the rim shows a step in tone."
                     ),
                 ),
             ],
@@ -185,7 +185,7 @@ class PBEInpaintSampler(io.ComfyNode):
                 io.Mask.Output(
                     "blend_mask",
                     display_name="blend mask",
-                    tooltip="Share of the result in each pixel; where it is 0 the photo is as was.",
+                    tooltip="Share of the result in each pixel; 0 where the photo is unchanged.",
                 ),
                 PBEStitchInfo.Output(
                     "stitch",

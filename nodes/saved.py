@@ -28,7 +28,7 @@ class PBESaveExemplar(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Saves an encoded exemplar to output/exemplars, a file of a few kilobytes. Load "
-                "Exemplar takes the place of the pictures and their encoder afterwards."
+                "Exemplar can then take the place of the pictures and their encoder."
             ),
             search_aliases=["save conditioning", "export exemplar", "reference image"],
             is_output_node=True,
@@ -38,7 +38,7 @@ class PBESaveExemplar(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="exemplar",
-                    tooltip="Of the file; a number follows. With a folder in front: pets/cat.",
+                    tooltip="File name; a number is added. May have a folder in front: pets/cat.",
                 ),
             ],
             outputs=[],
@@ -61,7 +61,7 @@ class PBESaveExemplar(io.ComfyNode):
 
 
 class PBELoadExemplar(io.ComfyNode):
-    """Reads an encoded exemplar; its pictures and their encoder are not needed any more."""
+    """Reads an encoded exemplar; its pictures and their encoder are no longer needed."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -114,12 +114,12 @@ class PBELoadExemplar(io.ComfyNode):
 
 
 def _path(choice: str) -> str:
-    """The file behind a choice, resolved inside its folder."""
+    """Path of a name in the list, resolved inside its folder."""
     return folder_paths.get_full_path_or_raise(EXEMPLAR_FOLDER, choice)
 
 
 def _only(name: str, conditioning: Conditioning) -> Tensor:
-    """The tokens of a conditioning that is a single one."""
+    """The tokens of a conditioning that has a single entry."""
     if len(conditioning) != 1:
         raise ValueError(
             f"{name} combines {len(conditioning)} conditionings; save each of them, or merge them "

@@ -27,7 +27,7 @@ class StitchInfo:
         With one photo the crops may be those of several results, as of several tries.
 
         Raises:
-            ValueError: Their number fits neither one nor the sampler's.
+            ValueError: There are neither one, nor as many as the sampler gave.
         """
         if len(self.photos) == 1 and len(crops) % len(self.regions[0]) == 0:
             return stitch_all(self.photos[0][None], crops, self.regions[0])
@@ -35,7 +35,7 @@ class StitchInfo:
         if len(crops) not in (1, total):
             raise ValueError(
                 f"{len(crops)} crops and {len(self.photos)} photos with {total} regions do not "
-                "match; give as many crops as the sampler did, in their order"
+                "match; give as many crops as the sampler gave, in the same order"
             )
         if len(crops) == 1:
             crops = crops.expand(total, -1, -1, -1)
@@ -66,8 +66,8 @@ class PBEStitch(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     tooltip=(
-                        "The crop, at any size: it is scaled to where it belongs. Of several, as "
-                        "many as the sampler gave, in their order."
+                        "The crop, at any size: it is scaled to where it belongs. If several, "
+                        "as many as the sampler gave, in the same order."
                     ),
                 ),
             ],

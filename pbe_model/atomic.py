@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to; it becomes `path` if all goes well and goes away otherwise.
+    """A temporary name to write to; renamed to `path` on success and removed otherwise.
 
     Raises:
         ValueError: `path` cannot be written.

@@ -15,13 +15,13 @@ from .untrusted import shown
 Tokens = Literal["class", "all"]
 Prediction = Literal["epsilon", "v"]
 
-# Files may claim anything: these are the largest values of what has no other limit.
+# Files may claim anything: the largest values of entries that have no other limit.
 _LARGEST = 65536
 _LARGEST_OF = {"num_res_blocks": 16, "num_layers": 128, "mapper_layers": 128, "resolution": 2048}
 MOST_LEVELS = 8
-"""Of resolutions that a denoiser or first stage may have."""
+"""Most levels of resolution that a denoiser or first stage may have."""
 
-_VAE_GROUPS = 32  # of the first stage's group normalisations
+_VAE_GROUPS = 32  # groups of the first stage's group normalisations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,12 @@ class UNetConfig:
     num_res_blocks: int = 2
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
     attention_resolutions: tuple[int, ...] = (1, 2, 4)
-    """Downsampling factors, relative to the latent, at which transformer blocks stand."""
+    """Downsampling factors, relative to the latent, of the levels with transformer blocks."""
     num_heads: int = 8
     context_dim: int = 768
     norm_groups: int = 32
-    """Groups of the group normalisations. Narrow models take fewer: with a channel or two a group
-    the last one would take the mean and scale of the noise away, which is what to predict."""
+    """Groups of the group normalisations. Narrow models take fewer: with a channel or two in a
+    group, the last normalisation would remove the mean and scale of the noise to be predicted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class VAEConfig:
 
     @property
     def downscale(self) -> int:
-        """Pixels a latent cell is wide."""
+        """Width of a latent cell in pixels."""
         return 2 ** (len(self.ch_mult) - 1)
 
 
@@ -77,10 +77,10 @@ class ScheduleConfig:
     """Noise schedule: betas linear in their square root (the "linear" of latent diffusion).
 
     Attributes:
-        prediction: What the denoiser says of `x = sqrt(a) * x_0 + sqrt(1 - a) * eps`: the noise
-            `"epsilon"`, or `"v"`, `sqrt(a) * eps - sqrt(1 - a) * x_0` (arXiv 2202.00512).
-        zero_terminal_snr: Rescale the betas so that the last timestep is noise alone (arXiv
-            2305.08891, section 3.1). Predicting the noise says nothing there, so it takes `"v"`.
+        prediction: What the denoiser predicts from `x = sqrt(a) * x_0 + sqrt(1 - a) * eps`: the
+            noise `"epsilon"`, or `"v"`, `sqrt(a) * eps - sqrt(1 - a) * x_0` (arXiv 2202.00512).
+        zero_terminal_snr: Rescale the betas so that the last timestep is pure noise (arXiv
+            2305.08891, section 3.1). Predicting the noise is trivial there, so this needs `"v"`.
     """
 
     num_timesteps: int = 1000
@@ -97,11 +97,11 @@ class ScheduleConfig:
             )
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise ValueError(
-                "zero_terminal_snr does not go with prediction 'epsilon', which says nothing of "
-                "the picture where there is no signal; use prediction 'v'"
+                "zero_terminal_snr does not go with prediction 'epsilon', which tells nothing "
+                "about the picture where there is no signal; use prediction 'v'"
             )
         if self.zero_terminal_snr and self.num_timesteps == 1:
-            raise ValueError("zero_terminal_snr needs at least 2 timesteps, and num_timesteps is 1")
+            raise ValueError("zero_terminal_snr needs at least 2 timesteps, but num_timesteps is 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ class PBEConfig:
         self._check_parts()
 
     def _check_parts(self) -> None:
-        """Raise `ValueError` where numbers do not go together, as only a damaged file has them."""
+        """Raise `ValueError` where numbers contradict each other, as in damaged files."""
         unet, vae, tower, schedule = self.unet, self.vae, self.exemplar, self.schedule
         widths = [unet.model_channels * mult for mult in unet.channel_mult]
         attending = [w for i, w in enumerate(widths) if 2**i in unet.attention_resolutions]
@@ -140,11 +140,11 @@ class PBEConfig:
             ("mapper_heads", tower.mapper_heads, [tower.hidden_size]),
             ("patch_size", tower.patch_size, [tower.image_size]),
             ("the model's size multiple", self.size_multiple, [self.resolution]),
-            ("the two halves of a timestep's embedding", 2, [unet.model_channels]),
+            ("the two halves of a timestep embedding", 2, [unet.model_channels]),
         ):
             for multiple in multiples:
                 if multiple % number:
-                    raise ValueError(f"{multiple} cannot be divided by {name} ({number})")
+                    raise ValueError(f"{multiple} is not divisible by {name} ({number})")
         latent, keep_mask = vae.z_channels, 1
         if (unet.in_channels, unet.out_channels) != (2 * latent + keep_mask, latent):
             raise ValueError(
@@ -154,12 +154,12 @@ class PBEConfig:
         if not schedule.linear_start <= schedule.linear_end < 1:
             raise ValueError(
                 f"the noise schedule goes from {schedule.linear_start} to {schedule.linear_end}; "
-                "it has to rise and to stay below 1"
+                "it must rise and stay below 1"
             )
 
     @property
     def size_multiple(self) -> int:
-        """Image sides must be multiples of this many pixels."""
+        """Sides of images must be multiples of this many pixels."""
         return self.vae.downscale * 2 ** (len(self.unet.channel_mult) - 1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,8 +171,8 @@ class PBEConfig:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: A name that no configuration has, with the names that exist; a value of
-                another type or out of range.
+            ValueError: An unknown entry (the error lists the known ones), or a value of the wrong
+                type or out of range.
         """
         return _from_dict(cls, values)
 
@@ -190,7 +190,7 @@ def _check_numbers(config: Any) -> None:
         if is_dataclass(value):
             _check_numbers(value)
         elif isinstance(entry.default, (str, bool)):
-            continue  # each is checked where it stands
+            continue  # checked by the class that has it
         elif isinstance(value, tuple) != isinstance(entry.default, tuple):
             kind = "a list of numbers" if isinstance(entry.default, tuple) else "one number"
             raise ValueError(f"{entry.name} is {shown(value)}; give {kind}")
@@ -228,7 +228,7 @@ def _from_dict(cls: type, values: dict[str, Any]) -> Any:
         if cls is PBEConfig and name in parts:
             if not isinstance(value, dict):
                 raise ValueError(
-                    f"configuration entry {name!r} is {shown(value)}; it has entries itself"
+                    f"configuration entry {name!r} is {shown(value)}; give a table of entries"
                 )
             value = _from_dict(parts[name], value)
         elif isinstance(value, list):

@@ -1,9 +1,9 @@
 """Pictures from and to files, as tensors; every failure is one sentence that names the file.
 
-What varies between files is settled here, so that nothing else has to know of it: EXIF rotation,
+Differences between files end here, so that nothing else has to know of them: EXIF rotation,
 grey, palette, CMYK and 16-bit pictures, transparency, and the ways in which people store a mask.
-Colour profiles are ignored, and of an animation the first frame is read. A picture may come from
-anywhere: only the formats of `FORMATS` are tried, and its size is bounded before it is decoded.
+Colour profiles are ignored, and an animation is its first frame. Files are untrusted: what may be
+decoded is decided in `picture_headers`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ SUFFIXES: dict[str, str] = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
-"""Suffixes that `write_image` knows, and Pillow's names of the formats."""
+"""Suffixes that `write_image` knows, and Pillow's names for the formats."""
 
 _SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
-_NOTE = "pbe"  # keyword of the text chunk
-_WHITE = 0.9
+_NOTE = "pbe"  # keyword of the text chunk in a PNG
+_WHITE = 0.9  # brightness from which a stroke counts as white
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
@@ -55,7 +55,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         scaled, not clipped; floating-point pictures are taken to be in [0, 1].
 
     Raises:
-        ValueError: The file is missing, a folder, unreadable, no picture, damaged, or too large.
+        ValueError: The file is missing, a folder, unreadable, not a picture, damaged or too large.
     """
     colour, alpha = _read(path)
     return colour if alpha is None else _over_white(colour, alpha)
@@ -85,9 +85,9 @@ def read_exemplar(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor | None]:
 def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> Tensor:
     """Reads where to repaint.
 
-    An opaque picture says it by brightness: white = repaint. In a picture with transparency, what
-    is transparent is repainted (ComfyUI's mask editor saves photos so), unless all that can be
-    seen is white: then that is the hole (a white brush on an empty layer).
+    In an opaque picture it is the brightness: white = repaint. In a picture with transparency, what
+    is transparent is repainted (ComfyUI's mask editor saves photos this way), unless everything
+    visible is white: then that is the hole (a white brush on an empty layer).
 
     Args:
         path: Any format that Pillow reads.
@@ -113,16 +113,16 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
     if not (hole_mask > 0.5).any():
         raise ValueError(
             f"the mask {path} is empty: nothing in it is brighter than mid-grey; "
-            "paint white where the exemplar shall go"
+            "paint white where the exemplar should go"
         )
     return hole_mask.clamp(0, 1)
 
 
 def image_format(path: str | os.PathLike[str]) -> str:
-    """Pillow's name of the format that a suffix asks for; call it before long work.
+    """Pillow's name for the format of a path; called before long work whose result goes there.
 
     Raises:
-        ValueError: The suffix is unknown; the sentence lists the known ones.
+        ValueError: The suffix is unknown; the error lists the known ones.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
@@ -136,16 +136,18 @@ def write_image(path: str | os.PathLike[str], image: Tensor, *, note: str | None
     """Writes a picture; the file appears whole or not at all.
 
     Args:
-        path: Its suffix says the format (see `SUFFIXES`). Everything but JPEG is lossless.
+        path: Its suffix is the format (see `SUFFIXES`). All but JPEG are lossless.
         image: (H, W, 3) or (H, W), in [0, 1]; rounded to 8 bits.
         note: Text to store with a PNG; `read_note` gives it back.
 
     Raises:
-        ValueError: Unknown suffix, a picture with NaNs, or a place that cannot be written to.
+        ValueError: Unknown suffix, a picture with NaNs, or `path` cannot be written.
     """
     format = image_format(path)
     if not image.isfinite().all():
-        raise ValueError(f"cannot write {path}: the picture holds NaN or infinite values")
+        raise ValueError(
+            f"cannot write {path}: it holds NaN or infinite values; check what made it"
+        )
     pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
     options: dict[str, Any] = dict(_SAVE_OPTIONS.get(format, {}))
     if note is not None:
@@ -187,7 +189,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor | None]:
 
 
 def _open(path: str | os.PathLike[str]) -> Image.Image:
-    """Decoded and turned upright."""
+    """A decoded picture, upright."""
     name = shown(path)
     if os.path.isdir(path):
         raise ValueError(f"cannot read {name}: it is a folder; give a picture file")
@@ -223,7 +225,7 @@ def _open(path: str | os.PathLike[str]) -> Image.Image:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what decoders say of damaged files: the error says it, in one line."""
+    """Suppress what decoders print about damaged files; the error says it, in one line."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger = logging.getLogger("PIL")
@@ -237,7 +239,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _quiet_libtiff() -> Iterator[None]:
-    """Without what libtiff writes to the process's standard error by itself."""
+    """Suppress what libtiff writes to the process's standard error directly."""
     sys.stderr.flush()
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

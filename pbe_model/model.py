@@ -1,6 +1,6 @@
 """Paint by Example: first stage, exemplar encoder and denoiser together.
 
-Tensors in, tensors out. There is no single forward pass: sampling takes the parts one by one. The
+Tensors in, tensors out. There is no single forward pass: sampling calls the parts one by one. The
 whole edit of a photo, with cropping and stitching, is `editing.edit`.
 """
 
@@ -21,11 +21,11 @@ from .sampling.schedule import NoiseSchedule
 
 
 class PaintByExample(nn.Module):
-    """The parts of the model.
+    """The three networks and the noise schedule.
 
     Args:
         config: Architecture.
-        attention: Backend of the denoiser's attentions.
+        attention: Backend of the denoiser's attention.
     """
 
     def __init__(self, config: PBEConfig, *, attention: Attention = sdpa_attention) -> None:
@@ -49,19 +49,18 @@ class PaintByExample(nn.Module):
         """Load a model, ready for `edit`.
 
         Args:
-            path: A safetensors file, an official `.ckpt` or a folder of diffusers; `None` takes the
+            path: A safetensors file, an official `.ckpt` or a diffusers folder; `None` loads the
                 bundled model.
             config: Architecture; `None` reads it off the file.
-            device: Where the model goes.
-            dtype: Type of the weights; `None` keeps what they are.
+            device: Device of the weights.
+            dtype: Type of the weights; `None` keeps the file's.
             attention: `"auto"`, `"sdpa"` or `"xformers"`.
 
         Raises:
-            ValueError: No such file, damaged, another architecture, names missing or unexpected.
+            ValueError: No such file, damaged, another architecture, or names missing or unexpected.
         """
-        from .checkpoints.load import (
-            load_model,  # a loader knows the model, not the other way round
-        )
+        # Imported here, because the loader imports this module.
+        from .checkpoints.load import load_model
 
         return load_model(path, config=config, device=device, dtype=dtype, attention=attention)
 
@@ -99,7 +98,7 @@ class PaintByExample(nn.Module):
         keep_mask: Tensor,
         context: Tensor,
     ) -> Tensor:
-        """One evaluation of the denoiser: the noise, or v if `config.schedule` says so.
+        """One evaluation of the denoiser: the noise, or v, by `config.schedule.prediction`.
 
         Args:
             noisy: `(B, 4, h, w)`.

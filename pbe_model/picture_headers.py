@@ -1,9 +1,9 @@
-"""Opening pictures of any origin: what one asks of its decoder is read off before that is asked.
+"""Opening untrusted pictures: what decoding one would cost is checked before it is decoded.
 
-Of the formats that Pillow knows those are tried that its own code decodes, and pixels are counted
-before they take memory. But a few bytes may ask for hours or gigabytes in ways that the number of
-pixels does not show: a JPEG may go through its pixels in any number of scans of thirty bytes each,
-and the entries of a TIFF may all point to the same bytes, which decoders copy once for each.
+Of the formats that Pillow knows, only those are tried that its own code decodes, and pixels are
+counted before they take memory. But a few bytes can cost hours or gigabytes in ways that the number
+of pixels does not show: a JPEG may go through its pixels in any number of scans of thirty bytes
+each, and the entries of a TIFF may all point to the same bytes, which decoders copy once for each.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
-"""Pillow's names of the formats that are read. Of the others some (PostScript) start programs."""
+"""Pillow's names of the formats that are read. Some of the others (PostScript) start programs."""
 
 MAX_PIXELS = 2**25
-"""Of a picture whatever its file: masks are flat, and their files small. While a picture is read a
-pixel takes up to 28 bytes."""
+"""Pixels that any picture may have, however small its file: masks are flat, and their files small.
+While a picture is read, a pixel takes up to 28 bytes."""
 
 MAX_SIDE = 2**16
-"""Pixels; more is no picture but a line, and what is resized from a line is large."""
+"""Most pixels of a side; more is not a picture but a line, and resizing a line makes it large."""
 
 MAX_BYTES = 2**29
-"""Of a picture's file; the largest that a camera makes have some 100 MB."""
+"""Most bytes of a picture's file; the largest from cameras have some 100 MB."""
 
 _PIXELS_PER_BYTE = 32  # in the largest files; photos have about ten, bombs a thousand
-_MOST_PIECES = 2**14  # of a header; those of photos have hundreds, where they hold other pictures
+_MOST_PIECES = 2**14  # reads of a header; photos need hundreds if they hold other pictures
 _SLOW = ("bmp_rle",)  # decoders written in Python, which take as long as there are pixels
-_TILE_SIDES = (322, 323)  # tags of a TIFF
+_TILE_SIDES = (322, 323)  # TIFF tags of the width and height of tiles
 
 DECODER_ERRORS = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, RuntimeError, LookupError,
@@ -52,20 +52,20 @@ _SCAN_START = re.compile(b"\xff\xda")
 _MOST_SCANS = 1000  # encoders make ten, or some dozens
 _MOST_WORK = 2**31  # pixels times scans of a JPEG: a second or two
 _BIG_TIFF = 43
-_MOST_ENTRIES = 2**16  # of a directory; more are not read
-# Bytes of an item by its type; items of other types are not read.
+_MOST_ENTRIES = 2**16  # of a TIFF directory; more are not read
+# Bytes of a TIFF item by its type; items of other types are not read.
 _TIFF_UNITS = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8, 0])
 
 
 def open_picture(file: BinaryIO) -> Image.Image:
-    """A picture of which only the header has been read, and found to be one that may be decoded.
+    """Open a picture, reading only its header, and check that it may be decoded.
 
     Args:
-        file: Of any origin; positioned at its start, seekable.
+        file: Seekable.
 
     Raises:
-        PIL.UnidentifiedImageError: Not of one of `FORMATS`.
-        PIL.Image.DecompressionBombError: Too many pixels, in all or in a tile.
+        PIL.UnidentifiedImageError: In none of `FORMATS`.
+        PIL.Image.DecompressionBombError: Too many pixels, in the picture or in a tile.
         Exception: One of `DECODER_ERRORS`: the header is damaged.
     """
     size = file.seek(0, os.SEEK_END)
@@ -94,7 +94,7 @@ def open_picture(file: BinaryIO) -> Image.Image:
 
 
 class _Pieces:
-    """A file that can be read in so many pieces: Pillow goes through a JPEG's junk byte by byte."""
+    """A file with a limited number of reads: Pillow skips junk in a JPEG byte by byte."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -111,7 +111,7 @@ class _Pieces:
 
 
 def _sides(picture: Image.Image) -> Iterator[tuple[int, int]]:
-    """Width and height of a picture and of what it is decoded in, which may be larger."""
+    """Width and height of a picture and of its tiles, which may be larger."""
     yield picture.size
     for tile in getattr(picture, "tile", ()):
         if tile[1]:
@@ -123,9 +123,9 @@ def _sides(picture: Image.Image) -> Iterator[tuple[int, int]]:
 
 
 def pixel_limit(size: int) -> int:
-    """How many pixels a file of `size` bytes may have: many only where the file is large as well.
+    """How many pixels a file of `size` bytes may have: more where the file is large.
 
-    So a hundred megapixels of a camera are read, and a bomb of a few kilobytes is not.
+    So a camera's hundred megapixels are read, and a bomb of a few kilobytes is not.
     """
     return min(max(MAX_PIXELS, size * _PIXELS_PER_BYTE), 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS))
 
@@ -135,10 +135,10 @@ def check_jpeg_scans(jpeg: bytes, pixels: int) -> None:
 
     Args:
         jpeg: The whole file.
-        pixels: Of the picture.
+        pixels: How many it has.
 
     Raises:
-        OSError: It has more scans than any photo.
+        OSError: More scans than any photo has.
     """
     most = min(_MOST_SCANS, _MOST_WORK // max(pixels, 1))
     if sum(1 for _ in islice(_SCAN_START.finditer(jpeg), most + 1)) > most:
@@ -149,10 +149,10 @@ def check_tiff_entries(file: BinaryIO) -> None:
     """Refuse entries of the first directory that overlap: decoders copy what each points to.
 
     Args:
-        file: Of which the first bytes say that it is a TIFF.
+        file: A TIFF, by its first bytes.
 
     Raises:
-        OSError: They do, or the file ends before they do.
+        OSError: Entries overlap, or the file is cut short.
     """
     size = file.seek(0, os.SEEK_END)
     start = _read(file, 0, 16)

@@ -23,7 +23,7 @@ class Scene:
         photo: `(H, W, 3)` in [0, 1].
         hole_mask: `(H, W)`, 1 = repaint.
         exemplar: `(h, w, 3)` in [0, 1].
-        exemplar_mask: `(h, w)`, 1 = belongs to the object; `None` where all of it counts.
+        exemplar_mask: `(h, w)`, 1 = belongs to the object; `None` if the whole exemplar does.
     """
 
     name: str

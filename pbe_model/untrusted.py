@@ -1,8 +1,8 @@
-"""Reading what comes from anywhere: a budget before the work, and nothing printed raw.
+"""Reading untrusted files: limits before any work, and nothing printed raw.
 
-A file may claim anything, hold anything and be anything (a pipe, a device, a page of HTML). What
-is read whole is a regular file of bounded size, text is parsed to a bounded depth, and what an
-error or a report repeats of a file is escaped and short.
+A file may claim anything, hold anything and be anything (a pipe, a device, a page of HTML). Only
+regular files of bounded size are read, text is parsed to a bounded depth, and what an error or a
+report repeats from a file is escaped and short.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 MAX_TEXT = 2**31
-"""Bytes of a text file that is read line by line."""
+"""Most bytes of a text file that is read line by line."""
 
 MAX_LINE = 2**24
-"""Characters of a line of it."""
+"""Most characters of a line of it."""
 
 _LONGEST = 200
 _ELLIPSIS = " ..."
 
 
 def printable(text: object) -> str:
-    """Text in which whatever is not printable stands as an escape, line ends too.
+    """Text with escapes in place of all that is not printable, line ends included.
 
-    So a terminal takes no commands from a file, and a message stays one line.
+    So a file cannot send commands to a terminal, and a message stays on one line.
     """
     return "".join(c if c.isprintable() else _escape(c) for c in str(text))
 
@@ -39,7 +39,7 @@ def shown(value: object, limit: int = _LONGEST) -> str:
         text = str(value) if isinstance(value, (str, os.PathLike)) else repr(value)
     except RecursionError:
         text = f"a deeply nested {type(value).__name__}"
-    except ValueError:  # Python writes no more than 4,300 digits
+    except ValueError:  # Python refuses to write more than 4,300 digits
         text = "a number of thousands of digits"
     text = printable(text[: limit + 1])
     return text if len(text) <= limit else text[: limit - len(_ELLIPSIS)] + _ELLIPSIS
@@ -53,8 +53,8 @@ def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
     """The content of a regular file.
 
     Args:
-        path: Of the file; links are followed.
-        limit: Bytes that it may have.
+        path: Links are followed.
+        limit: Largest size in bytes.
 
     Raises:
         ValueError: Not a regular file (a pipe would block, a device never end), or too large.
@@ -68,8 +68,8 @@ def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> Any:
     """Open a regular file for reading bytes.
 
     Args:
-        path: Of the file; links are followed.
-        limit: Bytes that it may have.
+        path: Links are followed.
+        limit: Largest size in bytes.
 
     Raises:
         ValueError: It is a folder, a pipe, a socket or a device, or too large.
@@ -92,11 +92,11 @@ def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> Any:
 def parse_json(
     text: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None
 ) -> Any:
-    """JSON from a file of any origin.
+    """Parse untrusted JSON.
 
     Args:
-        text: To parse.
-        hook: `object_pairs_hook` of `json.loads`.
+        text: UTF-8 where it is bytes.
+        hook: As `object_pairs_hook` of `json.loads`.
 
     Raises:
         ValueError: Not JSON, or nested too deeply.
@@ -115,9 +115,9 @@ def read_json(path: Path, limit: int, remedy: str) -> dict[str, Any]:
     """A JSON object from a file.
 
     Args:
-        path: Of the file.
-        limit: Bytes that it may have.
-        remedy: What the error tells the user to do.
+        path: Links are followed.
+        limit: Largest size in bytes.
+        remedy: What errors tell the user to do.
 
     Raises:
         ValueError: Not readable, too large, not JSON, or not an object.
@@ -125,14 +125,14 @@ def read_json(path: Path, limit: int, remedy: str) -> dict[str, Any]:
     try:
         values = parse_json(read_bytes(path, limit))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON ({first_line(error)}); {remedy}") from error
+        raise ValueError(f"{path} is not valid JSON ({first_line(error)}); {remedy}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no JSON object; {remedy}")
     return values
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one printable line; its type where it says nothing."""
+    """An error's message in one printable line, or its type where it has none."""
     message = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return shown(message.splitlines()[0] if message.strip() else type(error).__name__)
 
@@ -140,16 +140,16 @@ def first_line(error: BaseException) -> str:
 def numbered_lines(
     path: Path, limit: int = MAX_TEXT, errors: str = "strict"
 ) -> Iterator[tuple[int, str]]:
-    """Lines of a text file that are not blank, stripped, numbered from 1; read as one asks for them.
+    """The lines of a text file that are not blank, stripped and numbered from 1; a generator.
 
     Args:
-        path: Of the file: UTF-8 with or without a byte order mark, with any line ends.
-        limit: Bytes that it may have.
-        errors: What becomes of bytes that are not UTF-8, as for `open`.
+        path: UTF-8 with or without a byte order mark, with any line ends.
+        limit: Largest size in bytes.
+        errors: What to do with bytes that are not UTF-8, as for `open`.
 
     Raises:
         ValueError: It cannot be read, is not UTF-8, is too large, or has too long a line.
-    """  # noqa: E501
+    """
     name, number = printable(path), 0
     try:
         with open_regular(path, limit) as file:

@@ -21,7 +21,7 @@ class HostAttention:
 
     @contextlib.contextmanager
     def using(self, options: dict[str, Any]) -> Iterator[None]:
-        """Hand on the options of the call in progress, and let go of them after it."""
+        """Pass on the options of the call in progress, and drop them after it."""
         self.options = options
         try:
             yield

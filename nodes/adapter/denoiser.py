@@ -4,7 +4,7 @@ What is decided here:
 - The layout of the nine input channels: noisy latent, masked photo, keep mask.
 - The keep mask is resized as the official code does it; the host's core would round it.
 - Where both guidance branches have equal inputs, the input is passed once and the UNet shares the
-  work in front of the first cross-attention (see `pbe_model.layers`).
+  work in front of the first cross-attention (see `pbe_model.networks.layers`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class HostUNet(UNet):
         options = transformer_options or {}
         _warn_of_patches(options)
         branches = len(options.get("cond_or_uncond", (0,)))
-        # What is in tensors cannot be looked at in a compiled graph.
+        # A compiled graph cannot branch on the values of tensors.
         may_look = not torch.compiler.is_compiling()
         if may_look and not control and branches > 1 and _all_equal(x.chunk(branches)):
             x, timesteps = x.chunk(branches)[0], timesteps.chunk(branches)[0]
@@ -128,7 +128,7 @@ class PBEModel(comfy.model_base.BaseModel):
 
 
 class PBEModelConfig(comfy.supported_models_base.BASE):
-    """What the host wants to know of a model before it builds it.
+    """What the host needs to know about a model before it builds it.
 
     Args:
         config: the checkpoint's architecture.
@@ -222,7 +222,7 @@ def pbe_config(model: comfy.model_patcher.ModelPatcher) -> PBEConfig:
     """The architecture of a MODEL.
 
     Raises:
-        ValueError: It is no Paint by Example model.
+        ValueError: It is not a Paint by Example model.
     """
     if not isinstance(model.model, PBEModel):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""One run of the host's sampler on our model, with everything that the host hangs onto a run."""
+"""One run of the host's sampler on our model, with its previews, progress and cancel button."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Conditioning = list[tuple[Tensor, dict[str, Any]]]
 def check_parts(
     config: PBEConfig, vae: comfy.sd.VAE, positive: Conditioning, negative: Conditioning
 ) -> None:
-    """Tell parts of different checkpoints apart before they fail in the middle of a run.
+    """Refuse parts of different checkpoints before they fail in the middle of a run.
 
     Raises:
         ValueError: VAE or conditioning do not fit the model.

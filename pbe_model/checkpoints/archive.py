@@ -15,32 +15,32 @@ SIGNATURE = b"PK\x03\x04"
 """First bytes of an archive, as of every record in it."""
 
 MAX_DIRECTORY = 8 * 2**20
-"""Bytes; that of the official checkpoint has half a megabyte."""
+"""Most bytes that are read of a directory; the official checkpoint's has half a megabyte."""
 
-# Signature and fields of each structure (PKWARE's APPNOTE, 4.3.7 to 4.3.16).
+# The signature and fields of each structure (PKWARE's APPNOTE, 4.3.7 to 4.3.16).
 _LOCAL = struct.Struct("<4s5H3I2H")
 _ENTRY = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 
-_SATURATED = 0xFFFFFFFF  # of four bytes: the value stands elsewhere, in eight
+_SATURATED = 0xFFFFFFFF  # in a field of four bytes: the value is elsewhere, in eight
 _SIZES_FOLLOW, _UTF8 = 1 << 3, 1 << 11  # flags that a record may have
 
 
 class Record(NamedTuple):
-    """Where the bytes of a record are."""
+    """Where a record's bytes are in the archive."""
 
     begin: int
     end: int
     crc: int
     """CRC-32 of the content, or 0 where it was not computed."""
     packed: bool
-    """Whether the bytes are the content compressed; torch stores it as it is."""
+    """Whether the content is compressed; torch stores it as it is."""
 
 
 class Source(Protocol):
-    """What bytes are taken from, a slice at a time: `bytes`, or a file that is read where asked."""
+    """Bytes that can be sliced: `bytes` itself, or a file of which only the slices are read."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, part: slice, /) -> bytes | bytearray: ...
@@ -66,7 +66,7 @@ def read_directory(data: Source) -> dict[str, Record]:
         records[name] = record
         spans.append((header, record.end))
     if position != end:
-        raise ValueError("its directory has another length than its end says")
+        raise ValueError("its directory is not as long as its end says")
     spans.sort()
     for (_, before), (after, _) in pairwise(spans):
         if before > after:
@@ -82,7 +82,7 @@ def _find_directory(data: Source) -> tuple[int, int, int]:
     """Number of entries, and where the directory begins and ends."""
     at = len(data) - _END.size
     if at < 0 or data[at : at + 4] != b"PK\x05\x06":
-        raise ValueError("its end is missing, or there is something behind it")
+        raise ValueError("its end is missing, or something follows it")
     _, disk, first, here, count, size, begin, comment = _unpack(_END, data, at)
     end = at
     locator = at - _LOCATOR.size
@@ -96,9 +96,9 @@ def _find_directory(data: Source) -> tuple[int, int, int]:
         limits = (0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF, _SATURATED, _SATURATED)
         agree = all(a in (b, c) for a, b, c in zip(stated, wide, limits, strict=True))
         if mark != b"PK\x06\x06" or length != _END64.size - 12 or not agree:
-            raise ValueError("its two ends do not agree")
+            raise ValueError("its two ends disagree")
     if disk or first or here != count or comment:
-        raise ValueError("it is split over several files, or there is text behind its end")
+        raise ValueError("it is split into several files, or text follows its end")
     if size > MAX_DIRECTORY:
         raise ValueError(f"its directory has {size:,} bytes, and {MAX_DIRECTORY:,} are the most")
     if begin + size != end:
@@ -107,7 +107,7 @@ def _find_directory(data: Source) -> tuple[int, int, int]:
 
 
 def _read_entry(data: Source, at: int, end: int) -> tuple[int, str, Record, int]:
-    """Where the next entry is; name, record and first byte of what this one is of."""
+    """The position of the next entry; and name, record and first byte of this one's content."""
     if at + _ENTRY.size > end:
         raise ValueError("its directory is cut short")
     (mark, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length,
@@ -123,14 +123,14 @@ def _read_entry(data: Source, at: int, end: int) -> tuple[int, str, Record, int]
         raise ValueError("it is encrypted or of an unknown kind")
     size, packed, header = _wide((size, packed, header), extra)
     if not method and size != packed:
-        raise ValueError("it claims to unpack to more than it has")
+        raise ValueError("a record claims to unpack to more than it holds")
     begin = _check_local(data, header, name, (flags, method, packed, size))
     record = Record(begin, begin + packed, crc, packed=method != 0)
     return at, name.decode("utf-8", "surrogateescape"), record, header
 
 
 def _wide(values: tuple[int, ...], extra: bytes) -> list[int]:
-    """Values that may not fit into four bytes, from the field of the entry that has them then."""
+    """Values that may not fit into four bytes; those that do not are in the entry's extra field."""
     if _SATURATED not in values:
         return list(values)
     at = 0
@@ -148,9 +148,9 @@ def _wide(values: tuple[int, ...], extra: bytes) -> list[int]:
 
 
 def _check_local(data: Source, at: int, name: bytes, stated: tuple[int, ...]) -> int:
-    """Where the bytes of a record begin; what stands before them has to agree with the entry."""
+    """Where a record's bytes begin; the header before them has to agree with the directory."""
     if at + _LOCAL.size > len(data):
-        raise ValueError("a record lies outside of it")
+        raise ValueError("a record lies outside the file")
     mark, _, flags, method, _, _, _, packed, size, name_length, extra_length = _unpack(
         _LOCAL, data, at
     )
@@ -163,7 +163,7 @@ def _check_local(data: Source, at: int, name: bytes, stated: tuple[int, ...]) ->
         or any(a != b and a not in unknown for a, b in zip((packed, size), stated[2:], strict=True))
         or data[at : at + name_length] != name
     ):
-        raise ValueError("a record is not what the directory says")
+        raise ValueError("a record differs from what the directory says")
     if begin + stated[2] > len(data):
-        raise ValueError("a record lies outside of it")
+        raise ValueError("a record lies outside the file")
     return begin

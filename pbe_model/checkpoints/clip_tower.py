@@ -39,14 +39,14 @@ def load_tower(model: PaintByExample, path: str | Path) -> list[str]:
 
     Args:
         model: Keeps its other weights.
-        path: Folder of transformers or file (`.safetensors` or a pickle, whose code is not run) of
-            a `CLIPModel`, `CLIPVisionModel` or `CLIPVisionModelWithProjection`.
+        path: A transformers folder or a file (`.safetensors` or a pickle, whose code is not run)
+            of a `CLIPModel`, `CLIPVisionModel` or `CLIPVisionModelWithProjection`.
 
     Returns:
-        Names in the file that are not of the image tower, and were left out.
+        Names in the file that do not belong to the image tower, and were left out.
 
     Raises:
-        ValueError: No such file, damaged, not CLIP's image tower, or one of another architecture.
+        ValueError: No such file, damaged, not CLIP's image tower, or of another architecture.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -78,8 +78,8 @@ def load_tower(model: PaintByExample, path: str | Path) -> list[str]:
         sizes = model.config.exemplar
         names = ", ".join(shown(name.removeprefix(TOWER)) for name in bad[:5])
         raise ValueError(
-            f"{path} is no image tower for this model: missing, unexpected or of another shape are "
-            f"{names}{' ...' if len(bad) > 5 else ''} ({len(bad)}); it takes CLIP's of width "
+            f"{path} is not an image tower for this model: missing, unexpected or of another shape "
+            f"are {names}{' ...' if len(bad) > 5 else ''} ({len(bad)}); give CLIP's of width "
             f"{sizes.hidden_size} with {sizes.num_layers} layers and patches of "
             f"{sizes.patch_size} pixels (at official size {PUBLISHED})"
         )
@@ -90,10 +90,13 @@ def load_tower(model: PaintByExample, path: str | Path) -> list[str]:
 
 
 def _check_config(path: Path, values: Mapping[str, Any], sizes: ExemplarConfig) -> None:
-    """What shapes do not tell: towers with another activation look the same and see nothing."""
+    """Check what shapes do not tell: with another activation a tower loads, and sees nothing."""
     tower = values.get("vision_config", values)
     if not isinstance(tower, Mapping):
-        raise ValueError(f"{path}: vision_config in its config.json is no object")
+        raise ValueError(
+            f"{path}: vision_config in its config.json is not a JSON object; give {PUBLISHED} or a "
+            "fine-tune of it"
+        )
     expected = {
         "hidden_act": "quick_gelu",
         "num_attention_heads": sizes.num_heads,

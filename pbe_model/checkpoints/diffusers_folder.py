@@ -1,6 +1,6 @@
-"""Folders of diffusers: `unet/`, `vae/` and `image_encoder/`, each with its config.json.
+"""Diffusers folders: `unet/`, `vae/` and `image_encoder/`, each with its config.json.
 
-Which of their names is which of ours stands in `convert`; here is what lies on the disk.
+How their names map to ours is in `diffusers_layout`; here is how they lie on the disk.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from torch import Tensor
 
 from ..untrusted import read_json, shown
 from .diffusers_layout import FOLDERS, SCHEDULER
-from .safetensors_io import MAX_HEADER, Pages, read_safetensors, write_safetensors
+from .safetensors_io import MAX_HEADER, MappedPages, read_safetensors, write_safetensors
 from .torch_file import load_tensors
 
 _MAX_SHARDS = 1000
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-"""What a part's file may be called, in the order in which it is looked for."""
+"""What a part's file may be called, in the order in which they are looked for."""
 
 
 def read_folder(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
     """Configurations by part, and tensors by part and name, such as `unet.conv_in.weight`.
 
-    The scheduler's configuration, which has no weights and need not be there, is under `SCHEDULER`.
+    The scheduler's configuration, which may be missing, is under `SCHEDULER`.
 
     Args:
-        path: Of Paint by Example, or of Stable Diffusion, which has no image encoder.
+        path: A Paint by Example folder, or a Stable Diffusion one, which has no image encoder.
 
     Raises:
-        ValueError: A part that is missing or damaged, or a link that leads out of the folder.
+        ValueError: A part is missing or damaged, or a link leads out of the folder.
     """
     configs, tensors = {}, {}
     stable_diffusion = (path / "text_encoder").is_dir()
@@ -45,8 +45,8 @@ def read_folder(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor
             continue
         if not file.is_file():
             raise ValueError(
-                f"the folder {path} has no {part}/config.json; give a Paint by Example folder of "
-                "diffusers, or a .safetensors or .ckpt file"
+                f"the folder {path} has no {part}/config.json; give a Paint by Example folder in "
+                "diffusers' layout, or a .safetensors or .ckpt file"
             )
         configs[part] = read_config(_inside(file, path))
         for name, tensor in read_part(path / part, path).items():
@@ -62,22 +62,22 @@ def write_folder(
     tensors: Mapping[str, Tensor],
     *,
     dtypes: Mapping[str, torch.dtype] | None = None,
-    pages: Pages | None = None,
+    pages: MappedPages | None = None,
 ) -> None:
     """Write a folder; it appears whole or not at all.
 
     Args:
         path: Does not exist yet; its parent does.
-        configs: JSON files by their paths in the folder.
-        tensors: By part and name.
+        configs: Content of the JSON files, by their paths in the folder.
+        tensors: By part and name, such as `unet.conv_in.weight`.
         dtypes: Types in the files, by the names in `tensors`; others keep theirs.
-        pages: Of the file that the tensors are mapped from.
+        pages: Where the tensors are mapped from, to release what was read.
 
     Raises:
-        ValueError: There is something at `path`, it cannot be written, or as `write_safetensors`.
+        ValueError: `path` exists or cannot be written, or as `write_safetensors`.
     """
     if path.exists():
-        raise ValueError(f"{path} is there already; choose a new folder, or remove it")
+        raise ValueError(f"{path} already exists; choose a new folder, or remove it")
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.part") as scratch:
             folder = Path(scratch) / path.name
@@ -103,7 +103,7 @@ def write_folder(
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON file of a folder.
+    """Read a JSON file of a folder.
 
     Raises:
         ValueError: Not readable, too large, not JSON, or not an object.
@@ -112,7 +112,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_part(folder: Path, root: Path) -> dict[str, Tensor]:
-    """All tensors of one subfolder: one file or shards with an index, safe files first."""
+    """All tensors of one subfolder: one file, or shards with an index; no pickle if possible."""
     for suffix in (".safetensors", ".bin"):
         for stem in STEMS:
             single, index = folder / (stem + suffix), folder / f"{stem}{suffix}.index.json"
@@ -122,7 +122,7 @@ def read_part(folder: Path, root: Path) -> dict[str, Tensor]:
                 found = read_config(_inside(index, root)).get("weight_map")
                 if not isinstance(found, dict):
                     raise ValueError(f"{index} has no weight_map; download the folder again")
-                # The names alone: an index must not lead out of its folder.
+                # File names without folders: an index must not lead out of its own.
                 shards = sorted({Path(str(name)).name for name in found.values()})
                 if len(shards) > _MAX_SHARDS:
                     raise ValueError(
@@ -145,7 +145,7 @@ def _read_shard(path: Path, root: Path) -> dict[str, Tensor]:
 
 
 def _inside(path: Path, root: Path) -> Path:
-    """The path, unless links lead it out of the folder; the hub's cache links to its own blobs."""
+    """The path, unless it is a link out of the folder; the hub's cache links to its own blobs."""
     real, home = path.resolve(), root.resolve()
     if not real.is_relative_to(home) and real.parent != home.parent.parent / "blobs":
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Between the official names and those of a diffusers folder: tables, and what applies them.
+"""Renaming between the official names and those of a diffusers folder: tables, and their use.
 
 A tensor of a folder is called by its subfolder and its name in there, such as
 `unet.conv_in.weight`. Written from the layouts of diffusers' `UNet2DConditionModel`,
@@ -32,7 +32,7 @@ FOLDERS = {
     "vae": "diffusion_pytorch_model.safetensors",
     "image_encoder": "model.safetensors",
 }
-"""Subfolders of a diffusers folder that hold weights, and the file that they are written to."""
+"""Subfolders of a diffusers folder that hold weights, and the file that each is written to."""
 
 SCHEDULER = "scheduler/scheduler_config.json"
 """Where such a folder has its noise schedule."""
@@ -83,7 +83,7 @@ _MAPPER = {
     "mlp.c_fc": "ff.net.0.proj",
     "mlp.c_proj": "ff.net.2",
 }
-# Names of before diffusers 0.18, which published folders still have.
+# Names from before diffusers 0.18, which published folders still use.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 _DIFFUSERS = "0.30.0"  # the version whose layout this is
@@ -92,9 +92,9 @@ Table = dict[str, tuple[str, ...]]
 
 
 def module_table(config: PBEConfig) -> Table:
-    """Official module to diffusers' module, or to those that share its rows in turn.
+    """Diffusers' module for each official one, or several modules that share its rows in turn.
 
-    What lies below a module keeps its name, so the innermost module listed decides.
+    What is below a module keeps its name, so the innermost module listed decides.
     """
     table: Table = {}
     for prefix, folder, names in (
@@ -154,21 +154,21 @@ def _vae_table(config: VAEConfig) -> dict[str, str]:
 
 
 def renamed(name: str, table: Table) -> tuple[str, ...]:
-    """Diffusers' names of an official tensor: one, or those that share its rows in turn."""
+    """Diffusers' names for an official tensor: one, or several that share its rows in turn."""
     module, rest = name, ""
     while module not in table:
         module, dot, last = module.rpartition(".")
-        assert module, f"{name} is no official name"
+        assert module, f"{name} is not an official name"
         rest = dot + last + rest
     return tuple(theirs + rest for theirs in table[module])
 
 
 def to_diffusers(tensors: Mapping[str, Tensor], config: PBEConfig) -> dict[str, Tensor]:
-    """Official tensors under diffusers' names, views where that can be.
+    """Official tensors under diffusers' names, as views of the same memory.
 
     Args:
         tensors: Under official names.
-        config: Of the model they are from.
+        config: The model's, whose depth decides the names.
     """
     table, converted = module_table(config), {}
     for name, tensor in tensors.items():
@@ -187,11 +187,11 @@ def from_diffusers(
     Args:
         tensors: Under diffusers' names; those of older versions are understood.
         expected: The model's tensors under official names, for their shapes alone.
-        config: Of the model.
+        config: The model's, whose depth decides the names.
 
     Returns:
-        What was found, under official names; what has none, under its own. And which name of
-        theirs is (part of) which of ours.
+        Tensors under official names, and under their own those that have no official name; and
+        the official name by the name in `tensors`.
     """
     left = {_current(name): tensor for name, tensor in tensors.items()}
     theirs_as_given = {_current(name): name for name in tensors}
@@ -226,7 +226,7 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
             Example can be trained.
 
     Raises:
-        ValueError: An entry that is missing or of another kind.
+        ValueError: An entry is missing or of the wrong kind.
     """
     unet, vae, tower = (_modest(configs.get(folder, {})) for folder in FOLDERS)
     try:
@@ -263,15 +263,15 @@ def diffusers_config(configs: Mapping[str, Mapping[str, Any]]) -> PBEConfig:
         )
     except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
         raise ValueError(
-            f"its config.json files describe no Paint by Example model ({error!r}); download the "
-            "folder again"
+            f"its config.json files do not describe a Paint by Example model ({error!r}); download "
+            "the folder again"
         ) from error
 
 
 def _modest(config: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that describe a model: numbers and words, and short lists of them.
 
-    A number of a million digits, or a list in the place of a number, is not calculated with.
+    So nothing is computed with a number of a million digits, or a list in place of a number.
     """
 
     def is_modest(value: Any) -> bool:
@@ -290,7 +290,7 @@ def _modest(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schedule_config(scheduler: Mapping[str, Any]) -> ScheduleConfig:
-    """What the denoiser predicts; the betas are taken for the official ones, perhaps rescaled."""
+    """What the denoiser predicts; its betas are assumed to be the official ones, maybe rescaled."""
     kind = scheduler.get("prediction_type", "epsilon")
     if kind not in _PREDICTIONS:
         raise ValueError(
@@ -304,9 +304,9 @@ def _schedule_config(scheduler: Mapping[str, Any]) -> ScheduleConfig:
 
 
 def _scheduler_entries(schedule: ScheduleConfig) -> dict[str, Any]:
-    """The folder's scheduler: the paper's own, and DDIM for v.
+    """The folder's scheduler: PNDM, as in the paper, and DDIM for models that predict v.
 
-    Diffusers' PNDM extrapolates v itself and cannot start from pure noise.
+    Diffusers' PNDM extrapolates v itself instead of the noise, and cannot start from pure noise.
     """
     entries = {
         "_class_name": "PNDMScheduler",
@@ -346,7 +346,7 @@ def diffusers_configs(config: PBEConfig) -> dict[str, dict[str, Any]]:
     """The JSON files of a diffusers folder, by their paths in it.
 
     Raises:
-        ValueError: An architecture that diffusers' classes cannot have.
+        ValueError: An architecture that diffusers' classes cannot represent.
     """
     unet, vae, tower = config.unet, config.vae, config.exemplar
     levels = range(len(unet.channel_mult))
@@ -425,11 +425,13 @@ def diffusers_configs(config: PBEConfig) -> dict[str, dict[str, Any]]:
             "projection_dim": unet.context_dim,
         },
     }
-    said = {folder: files[f"{folder}/config.json"] for folder in FOLDERS}
-    found = diffusers_config({**said, SCHEDULER: scheduler})
+    # Not everything survives, such as the number of mapper layers: read it back and compare.
+    written = {folder: files[f"{folder}/config.json"] for folder in FOLDERS}
+    found = diffusers_config({**written, SCHEDULER: scheduler})
     if found != config:
         raise ValueError(
-            "diffusers' classes cannot have this architecture (they derive the mapper's layers "
-            "from the tower's, know one token and the official schedule); keep it as safetensors"
+            "diffusers' classes cannot represent this architecture (they derive the number of "
+            "mapper layers from the tower's, and know only one token and the official schedule); "
+            "keep it as safetensors"
         )
     return files

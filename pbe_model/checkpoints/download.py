@@ -1,9 +1,8 @@
 """Fetching the published weights from the Hugging Face hub: on request, resumable, hash-checked.
 
-What is fetched is decided by the list of files that the hub answers. The library finds the files
-and speaks HTTP; the transfer into a file of our own is here, because `hf_hub_download` starts over
-after an interruption (since huggingface_hub 1.18, which gave up partial files that can be found
-again).
+The hub's list of files decides what is fetched. huggingface_hub lists the files and speaks HTTP;
+writing to a file that outlives an interruption is done here, because `hf_hub_download` starts over
+(since huggingface_hub 1.18, which no longer keeps partial files that can be found again).
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ UNFINISHED = ".download"
 
 _HUB = "https://huggingface.co"
 _OFFICIAL = "model.ckpt"
-# Beside the weights, so that what is kept as published is complete for diffusers too.
+# Fetched beside the weights, so that --as-published makes a folder that diffusers loads.
 _SMALL = re.compile(
     r"model_index\.json|(scheduler|feature_extractor)/[\w-]+\.json"
     rf"|({'|'.join(FOLDERS)})/config\.json"
 )
-_TIMEOUT = 30  # seconds for the list of files
-_SLACK = 100_000_000  # bytes that a disk should have left in the end
+_TIMEOUT = 30  # seconds to wait for the list of files
+_SLACK = 100_000_000  # bytes that should stay free on the disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +46,16 @@ class RemoteFile:
     """A file as the hub describes it."""
 
     path: str
-    """In the repository."""
+    """Path in the repository."""
     size: int
-    """In bytes."""
+    """Number of bytes."""
     digest: str
-    """SHA-256, or for files that git itself holds the SHA-1 of git's blob."""
+    """SHA-256; for files that git itself holds, the SHA-1 of git's blob."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """The files of one kind of weights, at one commit."""
+    """The files that make up one kind of weights, at one commit."""
 
     repo: str
     commit: str
@@ -66,7 +65,7 @@ class Release:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Total number of bytes."""
         return sum(file.size for file in self.files)
 
 
@@ -108,8 +107,8 @@ def look_up(
 
     Args:
         what: `"diffusers"` for the parts of that layout (safetensors rather than pickles, no safety
-            checker), `"official"` for the authors' `model.ckpt`, or the path of a checkpoint.
-        repo: Repository of models, `owner/name`.
+            checker), `"official"` for the authors' `model.ckpt`, or a checkpoint's path in it.
+        repo: Model repository, `owner/name`.
         revision: Branch, tag or commit; the main branch by default.
         endpoint: Address of the hub; `$HF_ENDPOINT`, or huggingface.co.
 
@@ -174,8 +173,8 @@ def _described(file: Any, endpoint: str) -> RemoteFile:
     digest = file.lfs.sha256 if file.lfs else file.blob_id
     if file.size is None or digest is None:
         raise ValueError(
-            f"the hub at {endpoint} tells no size or hash of {file.rfilename}, so it could not be "
-            "checked; use another HF_ENDPOINT"
+            f"the hub at {endpoint} gives no size or hash of {file.rfilename}, so the file could "
+            "not be verified; use another HF_ENDPOINT"
         )
     return RemoteFile(path=file.rfilename, size=file.size, digest=digest)
 
@@ -183,19 +182,19 @@ def _described(file: Any, endpoint: str) -> RemoteFile:
 def download(release: Release, out: Path, *, dtype: torch.dtype | None = torch.float16) -> Path:
     """Fetch what is not there yet, check it, and make one safetensors file of it.
 
-    Until all of it is there it lies in a folder of its own in `out`, whose name ends in
-    `UNFINISHED`; called again after an interruption, the transfer goes on where it stopped.
+    Until it is complete it is in a folder of its own in `out`, whose name ends in `UNFINISHED`;
+    called again after an interruption, the transfer goes on where it stopped.
 
     Args:
         release: From `look_up`.
         out: Folder; made if its parent exists.
-        dtype: Of the weights in the file; `None` keeps the files as they are published.
+        dtype: Type of the weights in the file; `None` keeps the files as they are published.
 
     Returns:
-        `CONVERTED` in `out`; or as published a folder named as the repository, or the one file.
+        `CONVERTED` in `out`; as published, a folder named like the repository, or the one file.
 
     Raises:
-        ValueError: The result exists already, no space, no connection, or a file that is not what
+        ValueError: The result already exists, no space, no connection, or a file differs from what
             the hub promised.
     """
     name = PurePosixPath(release.repo).name
@@ -205,7 +204,7 @@ def download(release: Release, out: Path, *, dtype: torch.dtype | None = torch.f
     published = name if is_folder else PurePosixPath(single).name
     result = out / (published if dtype is None else CONVERTED)
     if result.exists():
-        raise ValueError(f"{result} is there already; remove it, or choose another --out")
+        raise ValueError(f"{result} already exists; remove it, or choose another --out")
     with _sentences(release.repo, release.commit, release.endpoint):
         if not out.parent.is_dir():
             raise ValueError(f"there is no folder {out.parent}; create it, or choose another --out")
@@ -228,12 +227,12 @@ def _plain(what: str) -> str:
 
 
 def _part(file: RemoteFile, folder: Path) -> Path:
-    """Where a file grows; of another content the name is another, so it is never continued."""
+    """Where a file grows; the name depends on the content, so another is never continued."""
     return folder / f"{file.path}.{file.digest[:16]}.part"
 
 
 def _remove_strangers(folder: Path, release: Release) -> None:
-    """Files of an earlier attempt that the repository no longer has, or has changed."""
+    """Delete files of an earlier attempt that the repository no longer has, or has changed."""
     known = {folder / file.path for file in release.files}
     known |= {_part(file, folder) for file in release.files}
     for path in folder.rglob("*"):
@@ -244,7 +243,7 @@ def _remove_strangers(folder: Path, release: Release) -> None:
 def _check_space(folder: Path, release: Release, dtype: torch.dtype | None) -> None:
     """Raise `ValueError` unless the rest of the files and the converted one fit on the disk."""
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    # Published weights are float32, beside optimizer states perhaps: no less than this is needed.
+    # Published files are float32, some with optimizer states: the result is at most this large.
     converted = release.size * dtype.itemsize // 4 if dtype is not None else 0
     needed = max(release.size - there, 0) + converted + _SLACK
     free = shutil.disk_usage(folder).free
@@ -256,7 +255,7 @@ def _check_space(folder: Path, release: Release, dtype: torch.dtype | None) -> N
 
 
 def _fetch(file: RemoteFile, folder: Path, release: Release) -> None:
-    """Complete one file; under its own name it has been checked."""
+    """Complete one file; it gets its own name only once it has been checked."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
@@ -274,7 +273,7 @@ def _fetch(file: RemoteFile, folder: Path, release: Release) -> None:
             hf_hub_url(release.repo, file.path, revision=release.commit, endpoint=release.endpoint),
             growing,
             resume_size=growing.tell(),
-            # A compressed answer could not be continued in the middle.
+            # A compressed response could not be resumed in the middle.
             headers=build_hf_headers(library_name="pbe") | {"accept-encoding": "identity"},
             expected_size=file.size,
             displayed_filename=file.path,
@@ -283,14 +282,14 @@ def _fetch(file: RemoteFile, folder: Path, release: Release) -> None:
     if found != file.digest:
         part.unlink()
         raise ValueError(
-            f"{file.path} came damaged (hash {found[:12]} instead of {file.digest[:12]}) and was "
-            "removed; run the same command again"
+            f"{file.path} arrived damaged (hash {found[:12]} instead of {file.digest[:12]}) and "
+            "was removed; run the same command again"
         )
     os.replace(part, target)
 
 
 def _digest(path: Path, file: RemoteFile) -> str:
-    """Hash of a local file, of the kind that the hub gave."""
+    """Hash of a local file, by the method of the hub's own."""
     if len(file.digest) == 64:
         digest = hashlib.sha256()
     else:
@@ -311,7 +310,7 @@ def _sentences(repo: str, revision: str | None, endpoint: str) -> Iterator[None]
     try:
         yield
     except errors.OfflineModeIsEnabled as error:
-        raise ValueError("the hub is not asked while HF_HUB_OFFLINE is set; unset it") from error
+        raise ValueError("HF_HUB_OFFLINE is set, so the hub is not contacted; unset it") from error
     except errors.GatedRepoError as error:
         raise ValueError(
             f"{repo} is gated; accept its terms at {endpoint}/{repo}, then {login}"
@@ -325,7 +324,7 @@ def _sentences(repo: str, revision: str | None, endpoint: str) -> Iterator[None]
         if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
             raise ValueError(
                 f"{endpoint} has no repository {repo} that you may read (status {status}); correct "
-                f"--repo, or if it is private {login}"
+                f"--repo, or if it is private, {login}"
             ) from error
         raise ValueError(
             f"{endpoint} answered with status {status}; wait a little, then {again}"

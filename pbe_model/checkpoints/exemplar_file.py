@@ -1,9 +1,9 @@
 """Encoded exemplars as files: what the model knows of a picture, to be used again without it.
 
 A file is safetensors with the tensors `positive` and `negative`, and says in its metadata of which
-version of this format it is (`pbe_exemplar`), how many tokens of which width it holds, and if known
-of which checkpoint they are. It fits every model that takes tokens of that width; but only the
-encoder that it came from, or one trained on from there, means the same by them.
+version of this format it is (`pbe_exemplar`), how many tokens of which width it holds, and which
+checkpoint made them, if that is known. Every model that takes tokens of that width accepts the
+file, but they mean the same only to the checkpoint that made them, or to one fine-tuned from it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .safetensors_io import WEIGHT_TYPES, cast, read_safetensors, write_safetens
 
 VERSION = "1"
 _VERSION_KEY = "pbe_exemplar"
-_MOST = 2**24  # numbers of all tokens; one exemplar has 768, or 257 tokens of that
+_MOST = 2**24  # numbers in all tokens; an exemplar has 768, or 257 times that
 _TENSORS = ("positive", "negative")
 
 
@@ -29,9 +29,9 @@ class EncodedExemplar:
     """Exemplars as the denoiser's cross-attention sees them.
 
     Attributes:
-        positive: `(B, M, D)`, of `ExemplarEncoder.forward`.
-        negative: `(B, M, D)` or `(1, M, D)`, of `ExemplarEncoder.unconditional`.
-        checkpoint: Name of the checkpoint that encoded them; empty where it is not known.
+        positive: `(B, M, D)`, from `ExemplarEncoder.forward`.
+        negative: `(B, M, D)` or `(1, M, D)`, from `ExemplarEncoder.unconditional`.
+        checkpoint: Name of the checkpoint that encoded them; empty if unknown.
     """
 
     positive: Tensor
@@ -43,12 +43,12 @@ def save_exemplar(path: str | Path, exemplar: EncodedExemplar) -> None:
     """Write an encoded exemplar in float32; the file appears whole or not at all.
 
     Args:
-        path: Ends in `.safetensors`; its folder is there.
-        exemplar: To be saved.
+        path: Ends in `.safetensors`; its folder exists.
+        exemplar: Tensors of any floating-point type.
 
     Raises:
-        ValueError: Tensors that do not belong together, values that are not finite, or no place to
-            write.
+        ValueError: The two tensors do not match, values are not finite, or `path` cannot be
+            written.
     """
     tensors = {name: getattr(exemplar, name) for name in _TENSORS}
     if problem := _problem(tensors):
@@ -69,10 +69,10 @@ def load_exemplar(path: str | Path) -> EncodedExemplar:
     """Read an encoded exemplar; the file may come from anywhere.
 
     Returns:
-        Tensors in float32, in memory of their own.
+        Tensors in float32, not mapped from the file.
 
     Raises:
-        ValueError: Damaged, of a newer version, or something else than an encoded exemplar.
+        ValueError: Damaged, of another version, or not an encoded exemplar.
     """
     tensors, metadata = read_safetensors(Path(path))
     version = metadata.get(_VERSION_KEY)
@@ -80,8 +80,8 @@ def load_exemplar(path: str | Path) -> EncodedExemplar:
         raise ValueError(f"{path} holds no encoded exemplar; give a file that Save Exemplar wrote")
     if version != VERSION:
         raise ValueError(
-            f"{path} is an encoded exemplar of version {shown(repr(version), 20)}, and this is "
-            f"code for version {VERSION!r}; update it, or encode the picture again"
+            f"{path} is an encoded exemplar of version {shown(repr(version), 20)}, but this code "
+            f"reads version {VERSION!r}; update it, or encode the picture again"
         )
     if problem := _problem(tensors):
         raise ValueError(f"{path} is damaged ({problem}); encode the picture again")

@@ -1,4 +1,4 @@
-"""Which architecture a checkpoint is of: from what it says of itself, else from its shapes."""
+"""A checkpoint's architecture: what its metadata says, or else what its shapes tell."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from .official_names import (
 )
 
 METADATA_KEY = "pbe_config"
-"""Under which our files hold their configuration, as JSON."""
+"""The entry of our files' metadata that holds the configuration, as JSON."""
 
-_MAX_STATED = 2**16  # letters of a configuration; ours have about a thousand
+_MAX_STATED = 2**16  # characters of a configuration; ours have about a thousand
 
 
 def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> PBEConfig:
-    """The architecture that a checkpoint is of.
+    """The architecture of a checkpoint.
 
     Args:
         tensors: Under official names. Without an image encoder (Stable Diffusion's files have
             none) that part is the published one.
-        metadata: Of the file.
+        metadata: What else the file says; `METADATA_KEY` is looked for in it.
 
     Raises:
-        ValueError: Metadata that is no configuration, or tensors of another architecture.
+        ValueError: Metadata that is not a configuration, or tensors of another architecture.
     """
     if METADATA_KEY in metadata:
         config = _stated(metadata[METADATA_KEY])
@@ -48,8 +48,8 @@ def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     channels = shapes(FIRST_CONVOLUTION)[1]
     if channels != UNetConfig.in_channels:
         raise ValueError(
-            f"its denoiser takes {channels} channels and Paint by Example's takes 9: "
-            "this is another model"
+            f"its denoiser takes {channels} channels and Paint by Example's takes 9, so this is "
+            "another model; give a Paint by Example checkpoint"
         )
     if any(name.startswith(TEXT_ENCODER) for name in tensors):
         raise ValueError(
@@ -80,10 +80,10 @@ def is_stable_diffusion(tensors: Mapping[str, Tensor]) -> bool:
 def _stated(text: str) -> PBEConfig:
     try:
         if len(text) > _MAX_STATED:
-            raise ValueError(f"it has {len(text):,} letters")
+            raise ValueError(f"it has {len(text):,} characters")
         values = parse_json(text)
         if not isinstance(values, dict):
-            raise ValueError(f"it is no object but {type(values).__name__}")
+            raise ValueError(f"it is of type {type(values).__name__}, not a JSON object")
         return PBEConfig.from_dict(values)
     except ValueError as error:
         raise ValueError(
@@ -93,7 +93,7 @@ def _stated(text: str) -> PBEConfig:
 
 
 def check_layers(config: PBEConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Before a model is laid out: a line of text can ask for any number of layers.
+    """Refuse, before a model is laid out, a configuration that asks for absurdly many layers.
 
     Raises:
         ValueError: It asks for more layers than there are tensors that have values.
@@ -114,7 +114,7 @@ def check_layers(config: PBEConfig, tensors: Mapping[str, Tensor]) -> None:
 
 
 class _Shapes:
-    """Shapes of tensors that have to be there, and the numbers that stand in their names."""
+    """Shapes of tensors that have to be there, and the numbers in their names."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
@@ -123,8 +123,8 @@ class _Shapes:
         tensor = self.tensors.get(name)
         if tensor is None or tensor.ndim != dims or not tensor.numel():
             raise ValueError(
-                f"{name!r} is missing or misshapen: this is no Paint by Example checkpoint "
-                "(LoRAs, text-to-image and other inpainting models are not)"
+                f"{name!r} is missing or misshapen, so this is not a Paint by Example checkpoint "
+                "(LoRAs, text-to-image and other inpainting models are not); give one"
             )
         return tensor.shape
 

@@ -2,7 +2,7 @@
 
 Files hold the names of `official_names`. Ours are safetensors with the configuration
 in the metadata; without it the sizes are read off the tensors. Weights stay mapped from the file:
-each is read once, to be checked and cast, and what that took is given back.
+each is read once, to be checked and cast, and its pages are released.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from .official_names import (
     canonical,
     is_derived,
 )
-from .safetensors_io import WEIGHT_TYPES, Pages, cast, read_safetensors
+from .safetensors_io import WEIGHT_TYPES, MappedPages, cast, read_safetensors
 from .torch_file import load_tensors
 
 START = ("unet", "vae")
-"""Parts that a checkpoint of Stable Diffusion has."""
+"""The parts that a Stable Diffusion checkpoint has too: where a training run starts."""
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "tiny.safetensors"
 
-_OURS = ("format", METADATA_KEY)  # metadata that is written anew
+_OURS = ("format", METADATA_KEY)  # metadata that `save_model` writes itself
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file's tensors under the official names, and what it says of itself."""
+    """A file's tensors under the official names, and its metadata."""
 
     path: Path
     tensors: dict[str, Tensor]
-    """Mapped from the file where that can be."""
+    """Mapped from the file where possible."""
     renamed: dict[str, str]
-    """Names in the file that are not the official ones, and those."""
+    """Official names by the names in the file, where they differ."""
     dropped: list[str]
     """Names in the file that a model does not need."""
     foreign: list[str]
-    """Classes and functions that a pickle names; none of them was called."""
+    """Classes and functions that the file's pickle names; none of them was called."""
     metadata: dict[str, str]
     format: str
 
@@ -69,11 +69,11 @@ class Report:
     format: str
     config: PBEConfig
     size: int
-    """Bytes of the file, or of all files in the folder."""
+    """Total bytes on disk."""
     parameters: int
     dtypes: list[str]
     kept: list[str]
-    """Official names of what a model takes from the file."""
+    """Official names of the tensors that a model takes from the file."""
     renamed: dict[str, str]
     missing: list[str]
     unexpected: list[str]
@@ -86,9 +86,9 @@ def read(path: str | Path, *, ema: bool = False) -> Checkpoint:
     """Read a `.safetensors`, a pickled checkpoint or a folder of diffusers, complete or not.
 
     Args:
-        path: Of the file or folder.
-        ema: Take the moving average that trainers of latent diffusion keep (`model_ema.`) as the
-            denoiser, instead of the last weights.
+        path: File or folder.
+        ema: Take the denoiser's moving average, which trainers of latent diffusion keep
+            (`model_ema.`), instead of its last weights.
 
     Raises:
         ValueError: No such file, damaged, no tensors in it, or no moving average.
@@ -106,7 +106,10 @@ def read(path: str | Path, *, ema: bool = False) -> Checkpoint:
         outer = load_tensors(path, foreign)
         nested = outer.get("state_dict", outer)
         if not isinstance(nested, dict):
-            raise ValueError(f"{path}: its 'state_dict' is no dictionary; it is no model")
+            raise ValueError(
+                f"{path}: its 'state_dict' is not a dictionary, so this is not a model checkpoint; "
+                "give a Paint by Example checkpoint"
+            )
         loaded = {k: v for k, v in nested.items() if isinstance(k, str) and isinstance(v, Tensor)}
         stated = outer.get(METADATA_KEY)
         metadata = {METADATA_KEY: stated} if isinstance(stated, str) else {}
@@ -157,7 +160,7 @@ def _moving_average(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def starting_point(file: Checkpoint) -> Checkpoint:
-    """What training takes from a checkpoint of SD 1.4 or 1.5; other checkpoints as they are.
+    """What training takes from an SD 1.4 or 1.5 checkpoint; other checkpoints as they are.
 
     The denoiser's first convolution gets five input channels of zeros, for the masked photo and
     the mask, after those of the noisy latent (arXiv 2211.13227, section 3.2). The text encoder is
@@ -207,8 +210,8 @@ def load_weights(
     Args:
         model: May be on torch's meta device.
         tensors: Under official names.
-        source: What to name in errors.
-        parts: That are in `tensors`, all by default.
+        source: Name for errors.
+        parts: Names in `PARTS` of what `tensors` holds.
 
     Raises:
         ValueError: Names missing or unexpected, or a shape that differs; the first few are listed.
@@ -227,23 +230,23 @@ def check_types(
     source: object,
     types: Sequence[torch.dtype] = WEIGHT_TYPES,
 ) -> None:
-    """Before weights are read: whether they are of a type that numbers of a model have.
+    """Check, before weights are read, that they are of a type that weights can have.
 
     Args:
-        names: Of the weights among the tensors.
-        tensors: Of a file.
-        source: What to name in errors.
-        types: That they may be of.
+        names: Which of the tensors are weights.
+        tensors: By name; those that are missing are passed over.
+        source: Name for errors.
+        types: The types allowed.
 
     Raises:
-        ValueError: Integers, truth values or 8-bit floats, whose scales stand elsewhere if at all.
+        ValueError: Integers, booleans, or 8-bit floats, which mean nothing without their scales.
     """
     for name in names:
         if name in tensors and tensors[name].dtype not in types:
             dtype = str(tensors[name].dtype).removeprefix("torch.")
             raise ValueError(
-                f"{source} holds {shown(name)} as {dtype}, which is no type of weights here; give "
-                "a checkpoint in fp32, bf16 or fp16"
+                f"{source} holds {shown(name)} as {dtype}, which is not a weight type here; give a "
+                "checkpoint in fp32, bf16 or fp16"
             )
 
 
@@ -272,18 +275,18 @@ def _check_fit(
 
 
 def load_parts(model: PaintByExample, tensors: Mapping[str, Tensor], source: object) -> list[str]:
-    """Copy in the weights of those parts of the model that a file holds, each of them whole.
+    """Copy the weights of those parts that a file holds, each of them whole, into the model.
 
     Args:
         model: Keeps its own weights for the other parts.
         tensors: Under official names.
-        source: What to name in errors.
+        source: Name for errors.
 
     Returns:
         The names of the parts found, of `PARTS`.
 
     Raises:
-        ValueError: A part that is incomplete, or no part at all.
+        ValueError: A part is incomplete, or there is none.
     """
     found = []
     for part in PARTS:
@@ -304,7 +307,9 @@ def load_parts(model: PaintByExample, tensors: Mapping[str, Tensor], source: obj
                 parameter.copy_(tensors[name])
         found.append(part)
     if not found:
-        raise ValueError(f"{source} holds no part of a Paint by Example model")
+        raise ValueError(
+            f"{source} holds no part of a Paint by Example model; give a checkpoint of one"
+        )
     return found
 
 
@@ -322,11 +327,11 @@ def load_model(
     file = read(BUNDLED if path is None else path)
     if is_stable_diffusion(file.tensors):
         raise ValueError(
-            f"{file.path} is a Stable Diffusion checkpoint, which knows no exemplars; it can be "
-            "the start of a training (init), but to paint give a Paint by Example checkpoint"
+            f"{file.path} is a Stable Diffusion checkpoint, which cannot see exemplars; it can be "
+            "the start of a training run (init), but to paint give a Paint by Example checkpoint"
         )
     model = lay_out(file, config, attention=backend)
-    pages = Pages(file.tensors.values(), file.path)
+    pages = MappedPages(file.tensors.values(), file.path)
     tensors = {}
     for name, tensor in file.tensors.items():
         tensors[name] = cast(f"{file.path}: {name}", tensor, device=device, dtype=dtype)
@@ -347,7 +352,7 @@ def lay_out(
     parts: Iterable[str] = tuple(PARTS),
     attention: Attention = sdpa_attention,
 ) -> PaintByExample:
-    """A model without memory that the file's tensors have been seen to fit."""
+    """A model on torch's meta device, once the file's tensors are known to fit it."""
     with torch.device("meta"):
         model = PaintByExample(config or _config_of(file), attention=attention)
     _check_fit(state_dict(model, parts), file.tensors, file.path)
@@ -371,6 +376,7 @@ def inspect(path: str | Path) -> Report:
 
 
 def report(file: Checkpoint) -> Report:
+    """What a model takes from a checkpoint, and what is missing or left over; see `inspect`."""
     config = _config_of(file)
     expected = _expected(config)
     check_types(expected, file.tensors, file.path)

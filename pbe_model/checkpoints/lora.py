@@ -31,7 +31,7 @@ from .official_names import MAPPER, UNET
 from .safetensors_io import WEIGHT_TYPES, cast, read_safetensors, write_safetensors
 
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
-"""What follows a layer's name in a file."""
+"""Suffixes of a layer's tensors in a file."""
 
 _MAX_RANK = 4096
 _ALPHA_TYPES = (*WEIGHT_TYPES, torch.int32, torch.int64)
@@ -39,10 +39,10 @@ _MAPPER = f"encoder.{MAPPER}"
 
 
 def adaptable(model: PaintByExample) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layers that an adapter can be for: of the denoiser and of the exemplar's mapper.
+    """The layers that an adapter can change: those of the denoiser and of the exemplar's mapper.
 
     Returns:
-        By their names in the model, such as `unet.middle_block.1.proj_in`.
+        Layers by their names in the model, such as `unet.middle_block.1.proj_in`.
     """
     return {
         path: layer
@@ -68,7 +68,7 @@ def merge(name: str, weight: Tensor, up: Tensor, down: Tensor, scale: float) -> 
     """Add `scale * up @ down` to a weight, in place.
 
     Args:
-        name: For the error.
+        name: Name for errors.
         weight: `(out, in)`, or of a convolution `(out, in, h, w)`.
         up: `(out, r)` or `(out, r, 1, 1)`.
         down: `(r, in)` or `(r, in, h, w)`.
@@ -100,13 +100,13 @@ def save_lora(
 
     Args:
         path: Ends in `.safetensors`.
-        tensors: Under the names of a file.
-        config: Of the model that it is for; `apply_lora` refuses others.
-        dtype: Of the weights in the file.
-        metadata: Further entries; values that are no strings are stored as JSON.
+        tensors: Under the names that `names_in_file` gives, with their suffixes.
+        config: The model's; `apply_lora` refuses to merge into another architecture.
+        dtype: Type of the weights in the file.
+        metadata: Further entries; values that are not strings are stored as JSON.
 
     Raises:
-        ValueError: Values that are not finite or beyond the type's range, or no place to write.
+        ValueError: Values are not finite or beyond the type's range, or `path` cannot be written.
     """
     entries = {
         "format": "pt",
@@ -125,14 +125,14 @@ def apply_lora(model: PaintByExample, path: str | Path, strength: float = 1.0) -
 
     Args:
         model: Changed only if the whole file fits it.
-        path: Safetensors, of `save_lora` or of a trainer of SD 1.x.
+        path: Safetensors, from `save_lora` or a trainer of SD 1.x.
         strength: Factor of what the adapter adds.
 
     Returns:
         The layers adapted, by their names in the model.
 
     Raises:
-        ValueError: No such file, damaged, for another model, or names and shapes that do not fit.
+        ValueError: No such file, damaged, for another model, or names or shapes do not fit.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -156,16 +156,16 @@ def apply_lora(model: PaintByExample, path: str | Path, strength: float = 1.0) -
             found.setdefault(layer, {})[suffix] = tensor
     if unknown or not found:
         raise ValueError(
-            f"{path} is no adapter of this model: it has {len(tensors)} tensors, of which unknown "
-            f"({len(unknown)}) {', '.join(map(shown, unknown[:5]))}"
-            f"{' ...' if len(unknown) > 5 else ''}; give one for the denoiser, without parts for a "
-            "text encoder"
+            f"{path} is not an adapter for this model: {len(unknown)} of its {len(tensors)} "
+            f"tensors are unknown ({', '.join(map(shown, unknown[:5]))}"
+            f"{' ...' if len(unknown) > 5 else ''}); give one for the denoiser, without parts for "
+            "a text encoder"
         )
     bad = [layer for layer, parts in found.items() if not _fits(layers[layer].weight, parts)]
     if bad:
         raise ValueError(
-            f"{path} does not fit the model: {', '.join(bad[:5])} ({len(bad)}) lack a half or are "
-            "of another shape; give an adapter of the same architecture"
+            f"{path} does not fit the model: {', '.join(bad[:5])} ({len(bad)}) lack a half or "
+            "have another shape; give an adapter of the same architecture"
         )
     check_types((n for n in tensors if not n.endswith(ALPHA)), tensors, path)
     check_types((n for n in tensors if n.endswith(ALPHA)), tensors, path, _ALPHA_TYPES)
@@ -178,7 +178,8 @@ def apply_lora(model: PaintByExample, path: str | Path, strength: float = 1.0) -
         changes.append(
             (layer, layers[layer].weight, parts[UP], parts[DOWN], strength * alpha / rank)
         )
-    for change in changes:  # before the first of them is made: one that fails changes nothing
+    # All of them once without effect: where one fails, none may have been made.
+    for change in changes:
         _merged(*change)
     for change in changes:
         merge(*change)
@@ -200,7 +201,7 @@ def _fits(weight: Tensor, parts: Mapping[str, Tensor]) -> bool:
 
 
 def _check_model(path: Path, stated: str, config: PBEConfig) -> None:
-    """An adapter of ours says what it is for; the resolution alone may differ."""
+    """Compare the architecture that an adapter of ours names; only the resolution may differ."""
     try:
         values = parse_json(stated)
         differing = [
@@ -220,15 +221,15 @@ def _check_model(path: Path, stated: str, config: PBEConfig) -> None:
 
 
 def parse_lora(text: str) -> tuple[str, float]:
-    """`FILE` or `FILE:STRENGTH`, as commands take it.
+    """Path and strength from `FILE` or `FILE:STRENGTH`, as commands take it.
 
     Raises:
-        ValueError: A strength that is not finite.
+        ValueError: The strength is not finite.
     """
     file, colon, last = text.rpartition(":")
     try:
         strength = float(last) if colon else None
-    except ValueError:  # a colon of the file's name
+    except ValueError:  # the colon belongs to the file's name
         strength = None
     if strength is None:
         return text, 1.0

@@ -24,15 +24,15 @@ from torch import Tensor
 from ..untrusted import first_line, open_regular, parse_json, shown
 
 MAX_HEADER = 8 * 2**20
-"""Bytes of JSON that are parsed; the official model's 1,403 tensors take 160 kB."""
+"""Most bytes of JSON that are parsed; the official model's 1,403 tensors take 160 kB."""
 
 MAX_TENSORS = 50_000
-"""In a file; the official model has 1,403."""
+"""Most tensors in a file; the official model has 1,403."""
 
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""What the numbers of a model may be stored as."""
+"""The types that weights may be stored in."""
 
-_KEEP = 2**27  # bytes that are read before they are let go of
+_KEEP = 2**27  # bytes that are read before their pages are released
 _MADV_DONTNEED = 4
 _TYPES = {
     torch.float64: "F64",
@@ -69,17 +69,17 @@ def write_safetensors(
     metadata: Mapping[str, str],
     *,
     dtypes: Mapping[str, torch.dtype] | None = None,
-    pages: Pages | None = None,
+    pages: MappedPages | None = None,
 ) -> None:
     """Write tensor after tensor, so that a conversion needs the memory of one (the library's own
     function takes all of them at once).
 
     Args:
-        path: To write, as it is; see `replacing`.
-        tensors: On any device, in any layout.
-        metadata: Of the file.
+        path: Written in place; see `replacing` for writing whole or not at all.
+        tensors: On any device, contiguous or not.
+        metadata: Strings for the header.
         dtypes: Types in the file by name; other tensors keep theirs.
-        pages: Of the file that the tensors are mapped from.
+        pages: Where the tensors are mapped from, to release what was read.
 
     Raises:
         ValueError: Values that are not finite, or beyond the range of their type.
@@ -112,7 +112,7 @@ def cast(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The tensor elsewhere or as another type, its values known to be numbers.
+    """The tensor on another device or as another type, after checking that its values are finite.
 
     Raises:
         ValueError: Values that are not finite, or beyond the range of `dtype`.
@@ -128,25 +128,25 @@ def cast(
         )
     raise ValueError(
         f"{name} holds NaN or infinite values, which would make every picture black; download "
-        "the file again, or take an earlier checkpoint of the training"
+        "the file again, or take an earlier checkpoint of the same training run"
     )
 
 
 class Releasing(io.BufferedWriter):
-    """A file for torch.save to write mapped tensors to."""
+    """A file for `torch.save` to write mapped tensors to; releases the pages they came from."""
 
-    def __init__(self, path: Path, pages: Pages) -> None:
+    def __init__(self, path: Path, pages: MappedPages) -> None:
         super().__init__(io.FileIO(path, "w"))
         self._pages = pages
 
     def write(self, data: Any) -> int:
-        """Write; what it was read from is let go of now and then."""
+        """Write, and count the bytes as read from the pages."""
         self._pages.read(len(data))
         return super().write(data)
 
 
 def _check_header(path: Path) -> None:
-    """What the library does not check: the header's size, and names that stand in it twice."""
+    """Check what the library does not: the header's size, and names that are in it twice."""
     with open_regular(path) as file:
         start = file.read(8)
         if len(start) < 8:
@@ -168,21 +168,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
-            raise ValueError(f"{shown(repr(name), 80)} stands in its header twice")
+            raise ValueError(f"{shown(repr(name), 80)} is in its header twice")
         values[name] = value
     return values
 
 
-class Pages:
-    """What reading mapped tensors has brought into memory, to be let go of now and then.
+class MappedPages:
+    """Releases the pages that reading mapped tensors brings into memory, now and then.
 
-    Used again, a tensor is read again. Only for tensors that were just mapped: what somebody has
-    since written to them would be lost. Where the system does not tell what is mapped (all but
-    Linux), and for tensors that are not mapped from a file, nothing happens.
+    A tensor that is used again is read again. Only for tensors that were just mapped: whatever has
+    been written to them since would be lost. Nothing happens where the system does not tell what is
+    mapped (anywhere but Linux), or for tensors that are not mapped from a file.
 
     Args:
-        tensors: Of a file that was just read.
-        root: That file, or its folder.
+        tensors: From a file that was just read.
+        root: That file, or the folder it is in.
     """
 
     def __init__(self, tensors: Iterable[Tensor], root: Path) -> None:
@@ -201,7 +201,7 @@ class Pages:
                         self._spans.append((low, high))
 
     def read(self, count: int) -> None:
-        """So many bytes have been read."""
+        """Count bytes as read; release the pages once there are enough of them."""
         self._read += count
         if self._read >= _KEEP:
             for low, high in self._spans:

@@ -1,7 +1,7 @@
-"""Writing models, whole or not at all, in the layout of one's choice; and from one to another.
+"""Writing models, whole or not at all, in any of three layouts; and converting between them.
 
-A conversion holds little of a model in memory: weights are mapped from the source, cast one by one
-as they are written, and what that read is let go of.
+A conversion holds little of a model in memory: weights are mapped from the source and cast one by
+one as they are written, and the pages that were read are released.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .load import (
     state_dict,
 )
 from .official_names import PARTS, POSITION_IDS, TOWER
-from .safetensors_io import Pages, Releasing, cast, write_safetensors
+from .safetensors_io import MappedPages, Releasing, cast, write_safetensors
 
 Layout = Literal["safetensors", "official", "diffusers"]
 
@@ -42,20 +42,20 @@ def save_model(
     dtype: torch.dtype | None = torch.float32,
     metadata: Mapping[str, Any] | None = None,
     parts: Iterable[str] = tuple(PARTS),
-    pages: Pages | None = None,
+    pages: MappedPages | None = None,
 ) -> None:
     """Write safetensors with the configuration in the metadata; appears whole or not at all.
 
     Args:
         path: Ends in `.safetensors`.
-        model: To be saved.
-        dtype: Type of the weights in the file; `None` keeps what they are.
-        metadata: Further entries; values that are no strings are stored as JSON.
-        parts: Of the model, all by default.
-        pages: Of the file that the weights were mapped from, if they are unchanged.
+        model: Any device and type.
+        dtype: Type of the weights in the file; `None` keeps theirs.
+        metadata: Further entries; values that are not strings are stored as JSON.
+        parts: Which parts to write, names in `PARTS`.
+        pages: Where the weights are mapped from, if they are unchanged, to release what was read.
 
     Raises:
-        ValueError: Values that are not finite or beyond the type's range, or no place to write.
+        ValueError: Values are not finite or beyond the type's range, or `path` cannot be written.
     """
     entries = {
         "format": "pt",
@@ -74,13 +74,12 @@ def save_official(
     model: PaintByExample,
     *,
     dtype: torch.dtype | None = torch.float32,
-    pages: Pages | None = None,
+    pages: MappedPages | None = None,
 ) -> None:
     """Write the official layout: a torch file whose `state_dict` has the official names.
 
-    Beside it stands the configuration, which shapes do not tell in full; other readers pass over
-    it. Appears whole or not at all. The published file is float32; `None` keeps what the weights
-    are.
+    Beside it is the configuration, which shapes do not tell in full; other readers ignore it.
+    Appears whole or not at all. The published file is float32; `dtype=None` keeps the types.
 
     Raises:
         ValueError: The model predicts v, or as `save_model`.
@@ -94,7 +93,7 @@ def save_official(
     tensors.update(model.schedule.buffers())
     positions = tensors[TOWER + "embeddings.position_embedding.weight"].shape[0]
     tensors[POSITION_IDS] = torch.arange(positions)[None]
-    with replacing(Path(path)) as part, Releasing(part, pages or Pages([], part)) as file:
+    with replacing(Path(path)) as part, Releasing(part, pages or MappedPages([], part)) as file:
         stated = json.dumps(model.config.to_dict())
         torch.save({"state_dict": tensors, METADATA_KEY: stated}, file)
 
@@ -104,15 +103,14 @@ def save_diffusers(
     model: PaintByExample,
     *,
     dtype: torch.dtype | None = torch.float32,
-    pages: Pages | None = None,
+    pages: MappedPages | None = None,
 ) -> None:
     """Write the folder that diffusers' `PaintByExamplePipeline.from_pretrained` loads.
 
-    Appears whole or not at all. `None` keeps what types the weights are of.
+    Appears whole or not at all. `dtype=None` keeps the weights' types.
 
     Raises:
-        ValueError: There is something at `path`, diffusers cannot have the architecture, or as
-            `save_model`.
+        ValueError: `path` exists, diffusers cannot represent the architecture, or as `save_model`.
     """
     configs = diffusers_configs(model.config)
     tensors = to_diffusers(state_dict(model), model.config)
@@ -123,8 +121,8 @@ def save_diffusers(
 def _check_official(model: PaintByExample) -> None:
     if model.config.schedule.prediction != "epsilon":
         raise ValueError(
-            "the official layout cannot say that a model predicts v, and its readers would take "
-            "that for the noise; keep it as safetensors or diffusers"
+            "the official layout cannot say that a model predicts v, and its readers would take v "
+            "for the noise; keep it as safetensors or diffusers"
         )
 
 
@@ -139,36 +137,36 @@ def convert(
     """Write a checkpoint in another layout, with little of it in memory at a time.
 
     Args:
-        source: Whatever `read` reads; it has to be complete. A checkpoint of Stable Diffusion
-            becomes the start of a training: our layout, without an image encoder.
-        out: File, or for diffusers folder, to write; its parent exists.
+        source: Whatever `read` reads; it has to be complete. A Stable Diffusion checkpoint becomes
+            the start of a training run: our layout, without an image encoder.
+        out: File to write, or folder for diffusers; its parent exists.
         layout: Ours (`"safetensors"`), the published file's (`"official"`) or `"diffusers"`.
-        dtype: Type of the weights in it; `None` keeps what they are.
-        ema: Take the moving average of the denoiser.
+        dtype: Type of the weights in it; `None` keeps theirs.
+        ema: Take the denoiser's moving average instead of its last weights.
 
     Returns:
-        What became of everything in the source.
+        What became of each tensor in the source.
 
     Raises:
         ValueError: As `PaintByExample.from_checkpoint`, or a layout that cannot hold the model.
     """
     source, out = Path(source), Path(out)
     if out.exists() and source.exists() and out.samefile(source):
-        raise ValueError(f"{out} is the file to convert itself; choose another name")
+        raise ValueError(f"{out} is the checkpoint to convert; choose another name")
     file = read(source, ema=ema)
     parts = list(PARTS)
     if is_stable_diffusion(file.tensors):
         if layout != "safetensors":
             raise ValueError(
-                f"{source} is a Stable Diffusion checkpoint and has no image encoder, so it makes "
-                "no complete model; --to safetensors makes the start of a training of it"
+                f"{source} is a Stable Diffusion checkpoint without an image encoder, so it cannot "
+                "become a complete model; use --to safetensors to start a training run from it"
             )
         parts, file = list(START), starting_point(file)
     found, model = report(file), lay_out(file, parts=parts)
     load_weights(model, file.tensors, source, parts)
     if layout == "official":
         _check_official(model)
-    pages = Pages(file.tensors.values(), source)
+    pages = MappedPages(file.tensors.values(), source)
     if layout == "diffusers":
         save_diffusers(out, model, dtype=dtype, pages=pages)
     elif layout == "safetensors":

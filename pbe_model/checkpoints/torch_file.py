@@ -23,14 +23,15 @@ from . import archive
 from .unpickle import MAX_DEPTH, MAX_LENGTH, Machine, Storage, Stub, TensorRecord
 
 _PICKLE = "data.pkl"
-_LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001  # of files of before torch 1.6
+_LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001  # in files from before torch 1.6
 _LEGACY = b"\x8a\x0a" + _LEGACY_MAGIC.to_bytes(10, "little")  # how the first number is pickled
-_LEGACY_START = 32  # bytes that it is in, behind the pickle's own header
-_TAR = slice(257, 262)  # where a tar archive, of torch before 0.2, says "ustar"
-_COUNT = struct.Struct("<q")  # of elements, before each storage of the legacy format
+_LEGACY_START = 32  # it is within these first bytes, after the pickle's own header
+_TAR = slice(257, 262)  # where a tar archive, as torch before 0.2 wrote, says "ustar"
+_COUNT = struct.Struct("<q")  # number of elements, before each storage of the legacy format
 _MOST = 2**63 - 1
-# Weights of several layers may be one tensor, and the file has it once: so the tensors together
-# may be larger than the file, but not at will.
+# Layers may share a tensor, which the file then holds once, so all tensors together may be larger
+# than the file. But a file of a kilobyte must not claim gigabytes: this factor and this many bytes
+# on top of it are allowed.
 _CLAIM, _SMALL_CLAIM = 2, 2**20
 
 Mapped = mmap.mmap | bytearray
@@ -40,11 +41,11 @@ def load_tensors(path: Path, foreign: set[str] | None = None) -> dict[str, Any]:
     """The dictionary that a `.ckpt` or `.bin` holds, foreign objects inert, tensors mapped.
 
     Args:
-        path: Of the file.
-        foreign: Gets the names of classes and functions in it; none of them was imported or run.
+        path: `.ckpt`, `.bin` or the like.
+        foreign: Gets the names of classes and functions in the file; none was imported or run.
 
     Raises:
-        ValueError: Not a file of torch's, damaged, or without a dictionary at its top.
+        ValueError: Not a torch file, damaged, or no dictionary at its top.
     """
     foreign = set() if foreign is None else foreign
     try:
@@ -56,14 +57,14 @@ def load_tensors(path: Path, foreign: set[str] | None = None) -> dict[str, Any]:
         ) from error
     if isinstance(loaded, Stub):
         raise ValueError(
-            f"{path} holds no dictionary of tensors but an object of foreign code "
-            f"({shown(', '.join(sorted(foreign)[:5]))}), which was not run; give a model "
-            "checkpoint from a source that you trust"
+            f"{path} holds an object of foreign code "
+            f"({shown(', '.join(sorted(foreign)[:5]))}), which was not run, and not a dictionary "
+            "of tensors; give a model checkpoint from a source that you trust"
         )
     if not isinstance(loaded, dict):
         raise ValueError(
-            f"{path} holds no dictionary of tensors but {type(loaded).__name__}; "
-            "give a model checkpoint"
+            f"{path} holds an object of type {type(loaded).__name__}, not a dictionary of "
+            "tensors; give a model checkpoint"
         )
     return loaded
 
@@ -74,23 +75,22 @@ def read_torch_file(
     """What `torch.save` was given: dictionaries, lists, tuples, plain values and tensors.
 
     Args:
-        path: Of the file.
-        foreign: Gets the names of classes and functions in it that are not known here; in their
-            places are `Stub`s.
-        mapped: Leave tensors in the file until they are used. Otherwise they have memory of their
-            own.
-        checked: Compare every record with the checksum that torch has stored with it.
+        path: `.ckpt`, `.bin` or the like.
+        foreign: Gets the names of classes and functions in the file that are not known here;
+            `Stub`s take their places.
+        mapped: Leave tensors in the file until they are used. Otherwise they are copied.
+        checked: Compare every record with the checksum that torch stored with it.
 
     Raises:
-        ValueError: Not a file of torch's, damaged, or something in it that is not weights; the
-            message is the reason alone.
+        ValueError: Not a torch file, damaged, or holding something that is not weights; the
+            message is the reason alone, without the path.
         OSError: Not there, or not readable.
     """
     with open_regular(path) as file:
         source = _File(file)
         if not len(source):
             raise ValueError("it is empty")
-        # Copied on write, so what is done to a tensor does not reach the file.
+        # Copy on write: changing a tensor in place must not change the file.
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         return read_buffer(data, source, foreign, mapped=mapped, checked=checked)
 
@@ -98,8 +98,8 @@ def read_torch_file(
 class _File:
     """A file as bytes that are read where they are asked for.
 
-    The directory could be read from the mapping too; but touching a page of that brings its
-    neighbours along, 70 MB for the records of the official checkpoint.
+    The directory could be read through the mapping too, but the system brings in the neighbours of
+    every page touched: 70 MB for the records of the official checkpoint.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -123,12 +123,7 @@ def read_buffer(
     Args:
         data: The bytes that mapped tensors share.
         source: The same bytes, for everything else.
-        foreign: See there.
-        mapped: See there.
-        checked: See there.
-
-    Raises:
-        ValueError: As there.
+        foreign: As there, and so are `mapped`, `checked` and what is raised.
     """
     if source[: len(archive.SIGNATURE)] == archive.SIGNATURE:
         value, places = _read_zip(source, data if checked else None, foreign)
@@ -139,7 +134,7 @@ def read_buffer(
     elif source[_TAR] == b"ustar":
         raise ValueError("it is a tar archive")
     else:
-        raise ValueError("it does not begin as such files do")
+        raise ValueError("it does not begin like one")
     return _Tensors(data, places, mapped=mapped).put_into(value)
 
 
@@ -150,7 +145,10 @@ Places = dict[str, tuple[int, int]]
 def _read_zip(
     source: archive.Source, checked: Mapped | None, foreign: set[str]
 ) -> tuple[Any, Places]:
-    """What the pickle builds; with `checked`, the mapped file, every record is compared."""
+    """What the pickle builds, and where its storages are.
+
+    Given `checked`, the mapped file, every record is compared with its checksum.
+    """
     records = archive.read_directory(source)
     if any(name.endswith("/constants.pkl") for name in records):
         raise ValueError("it is a TorchScript program, not a table of weights")
@@ -158,7 +156,7 @@ def _read_zip(
         raise ValueError("it is a compressed archive, and torch does not compress")
     found = [name for name in records if name.count("/") == 1 and name.endswith(f"/{_PICKLE}")]
     if len(found) != 1:
-        raise ValueError(f"it has {len(found)} records {_PICKLE}")
+        raise ValueError(f"it has {len(found)} records named {_PICKLE}, not 1")
     root = found[0].removesuffix(_PICKLE)
     order = records.get(f"{root}byteorder")
     little = b"little"
@@ -195,9 +193,11 @@ def _read_legacy(view: memoryview, foreign: set[str]) -> tuple[Any, Places]:
         machines.append(Machine(view, position, foreign))
         values.append(machines[-1].run())
         position = machines[-1].position
+    # Five pickles in a row: two numbers that tell the format, the system that wrote it, the value,
+    # and the keys of its storages. These follow as a count and raw bytes each, in the keys' order.
     magic, version, system, value, keys = values
     if (magic, version) != (_LEGACY_MAGIC, _LEGACY_VERSION) or not isinstance(keys, list):
-        raise ValueError("it is not of the version that it says")
+        raise ValueError("its header is damaged or of an unknown version")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("its numbers are not in little-endian order; save it on another machine")
     storages = {storage.key: storage for storage in machines[3].storages}
@@ -205,7 +205,7 @@ def _read_legacy(view: memoryview, foreign: set[str]) -> tuple[Any, Places]:
     for key in keys:
         storage = storages.get(key) if isinstance(key, str) else None
         if storage is None or key in places:
-            raise ValueError("its list of storages does not fit its tensors")
+            raise ValueError("its list of storages does not match its tensors")
         begin = position + _COUNT.size
         position = begin + _bytes_of(storage)
         if position > len(view) or _COUNT.unpack_from(view, begin - _COUNT.size) != (
@@ -222,11 +222,11 @@ def _bytes_of(storage: Storage) -> int:
 
 
 class _Tensors:
-    """Puts tensors into the places of their descriptions.
+    """Replaces the pickle's descriptions of tensors by tensors over the file's bytes.
 
     Args:
-        data: The file.
-        places: Of its storages.
+        data: The whole file.
+        places: Where the storages are in it.
         mapped: Whether tensors share the memory of `data`.
     """
 
@@ -265,16 +265,18 @@ class _Tensors:
         if not all(0 <= number <= _MOST for number in (offset, *size, *stride)):
             raise ValueError(f"a tensor has the size {shown(size)} and strides {shown(stride)}")
         count = math.prod(size)
-        if not count:
+        if not count:  # no bytes to map; but the sides of it may still be too large for torch
             if math.prod(side or 1 for side in size) > _MOST:
                 raise ValueError(f"a tensor has the size {shown(size)}")
             return torch.empty(size, dtype=dtype)
         raw = self._bytes(record.storage)
         held = len(raw) // dtype.itemsize
+        # The farthest element that the strides reach.
         last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
         self._left -= count * dtype.itemsize
         if last >= held or count > held or self._left < 0:
             raise ValueError(f"a tensor claims {shown(size)} values, and its storage has {held:,}")
+        # Torch aligns what it writes, other programs may not; elements are read aligned.
         if raw.data_ptr() % dtype.itemsize:
             raw = self._storages[record.storage.key] = raw.clone()
         return raw[: held * dtype.itemsize].view(dtype).as_strided(size, stride, offset)

@@ -16,26 +16,26 @@ from enum import Enum, auto
 from typing import Any
 
 MAX_LENGTH = 64 * 2**20
-"""Bytes of a program; that of the official checkpoint has half a megabyte."""
+"""Most bytes of a program; the official checkpoint's has half a megabyte."""
 
 MAX_STEPS = 500_000
-"""Instructions; that of the official checkpoint has 92,000."""
+"""Most instructions of a program; the official checkpoint's has 92,000."""
 
 MAX_TEXT = 2**20
-"""Bytes of a text."""
+"""Most bytes of a string."""
 
 MAX_NUMBERS = 10_000
-"""Numbers as keys, which, unlike texts, can be chosen such that their hashes collide; an
-optimizer's state has one for each weight."""
+"""Most numbers used as keys. Unlike those of strings, their hashes can be made to collide, which
+makes a dictionary slow. An optimizer's state has one for each weight."""
 
 MAX_DIMS = 64
-"""Dimensions of a tensor, as torch has it."""
+"""Most dimensions of a tensor; torch has the same limit."""
 
 MAX_DEPTH = 100
-"""Levels of dictionaries, lists and tuples inside each other."""
+"""How deeply dictionaries, lists and tuples may be nested."""
 
 _PROTOCOLS = (2, 3, 4, 5)
-_MAX_NAME = 255  # letters of a module's or a class's name
+_MAX_NAME = 255  # characters in the name of a module or class
 _MAX_NAMES = 1_000  # foreign names that are listed
 
 
@@ -51,9 +51,9 @@ class Known(Enum):
     ORDERED_DICT = auto()
     SIZE = auto()
     TENSOR = auto()
-    """Of a storage: offset, size and strides follow."""
+    """A tensor over a storage; offset, size and strides are its arguments."""
     TYPED_TENSOR = auto()
-    """The same, of an untyped storage."""
+    """The same over an untyped storage, with a dtype as argument."""
     PARAMETER = auto()
 
 
@@ -73,7 +73,7 @@ class StorageType:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Elements that stand outside of the pickle."""
+    """Elements that are stored outside the pickle."""
 
     key: str
     dtype: str | None
@@ -115,23 +115,30 @@ _KNOWN: dict[tuple[str, str], Any] = {
 class Machine:
     """Runs one pickle.
 
+    A pickle's program works on a stack. MARK puts a mark on it, and later instructions (TUPLE,
+    SETITEMS and so on) take everything above the last mark as their operands. Here the mark is not
+    on the stack: MARK sets the stack aside in `_below` and begins an empty one, so `_stack` always
+    is what is above the last mark, and all of it is the operand. The memo keeps values by number
+    for later use, because the same object may occur many times.
+
     Args:
-        data: That the pickle is in.
-        position: Its first byte; afterwards the first byte behind it.
+        data: Bytes that hold the pickle.
+        position: Where it begins in them. As an attribute, where the machine is: after `run`, the
+            first byte behind the pickle.
         foreign: Gets the names of classes and functions that are not known here.
     """
 
     def __init__(self, data: memoryview, position: int, foreign: set[str]) -> None:
         self.position = position
         self.storages: list[Storage] = []
-        """Those that the pickle refers to, in its order."""
+        """The storages that the pickle refers to, in its order."""
         self._data = data
         self._end = min(len(data), position + MAX_LENGTH)
         self._foreign = foreign
         self._stack: list[Any] = []
-        self._below: list[list[Any]] = []  # the stack under each mark
+        self._below: list[list[Any]] = []  # what lies under each mark, lowest first
         self._memo: dict[int, Any] = {}
-        self._numbers = 0  # that were keys
+        self._numbers = 0  # how many of them were keys
 
     def run(self) -> Any:
         """What the pickle builds.
@@ -151,6 +158,8 @@ class Machine:
 
     def _step(self, code: bytes) -> None:
         """Follow one instruction; the most frequent ones come first."""
+        # Taken before the instruction: MARK, and whatever takes a mark away, replace `self._stack`,
+        # but `stack` still is the one with the operands.
         stack, push = self._stack, self._stack.append
         match code:
             case pickle.BINPUT | pickle.LONG_BINPUT:
@@ -158,7 +167,7 @@ class Machine:
                 if place > MAX_STEPS:
                     raise ValueError(f"its pickle remembers more than {MAX_STEPS:,} things")
                 self._memo[place] = stack[-1]
-            case pickle.MEMOIZE:
+            case pickle.MEMOIZE:  # the next number
                 self._memo[len(self._memo)] = stack[-1]
             case pickle.BINGET | pickle.LONG_BINGET:
                 push(self._memo[self._number(_U1 if code == pickle.BINGET else _U4)])
@@ -232,7 +241,7 @@ class Machine:
                 if isinstance(into, set):
                     into.update(map(self._hashed, stack))
                 elif not isinstance(into, Stub):
-                    raise ValueError("its pickle adds to something else than a set")
+                    raise ValueError("its pickle adds items to something that is not a set")
             case pickle.FROZENSET:
                 self._push_below(frozenset(map(self._hashed, stack)))
             # ---- objects
@@ -241,10 +250,10 @@ class Machine:
             case pickle.STACK_GLOBAL:
                 name, module = stack.pop(), stack.pop()
                 push(self._named(module, name))
-            case pickle.BINPERSID:
+            case pickle.BINPERSID:  # torch's reference to a storage, outside the pickle
                 self.storages.append(_storage(stack.pop()))
                 push(self.storages[-1])
-            case pickle.REDUCE:
+            case pickle.REDUCE:  # where Python would call the function
                 arguments, function = stack.pop(), stack.pop()
                 push(_call(function, arguments))
             case pickle.NEWOBJ | pickle.NEWOBJ_EX:
@@ -254,10 +263,11 @@ class Machine:
             case pickle.BUILD:
                 stack.pop()  # the state of an object, and no object here has one
                 if not isinstance(stack[-1], (Stub, dict)):
-                    raise ValueError("its pickle gives a state to something that has none")
+                    raise ValueError("its pickle sets the state of something that has none")
             # ---- the machine itself
             case pickle.POP if stack:
                 stack.pop()
+            # With nothing above the mark, POP takes the mark itself.
             case pickle.POP | pickle.POP_MARK:
                 self._to_mark()
             case pickle.DUP:
@@ -269,7 +279,7 @@ class Machine:
                 if protocol not in _PROTOCOLS:
                     raise ValueError(f"its pickle is of protocol {protocol}")
             case _:
-                raise ValueError(f"its pickle has the instruction {code!r}, which is not read")
+                raise ValueError(f"its pickle has the instruction {code!r}, which is not supported")
 
     # ---- bytes of the program -----------------------------------------------------------------
 
@@ -288,14 +298,14 @@ class Machine:
     def _text(self, length: struct.Struct) -> str:
         count = self._number(length)
         if count > MAX_TEXT:
-            raise ValueError(f"its pickle has a text of {count:,} bytes")
+            raise ValueError(f"its pickle has a string of {count:,} bytes")
         return bytes(self._take(count)).decode("utf-8", "surrogatepass")
 
     def _line(self) -> str:
         window = self._data[self.position : min(self.position + _MAX_NAME + 1, self._end)]
         line, newline, _ = bytes(window).partition(b"\n")
         if not newline:
-            raise ValueError("its pickle is cut short, or has a name that is too long")
+            raise ValueError("its pickle is cut short or has too long a name")
         self.position += len(line) + 1
         return line.decode()
 
@@ -307,12 +317,12 @@ class Machine:
         return self._stack[-count:]
 
     def _to_mark(self) -> Any:
-        """Take away what is above the last mark; what lies under it."""
+        """Drop what is above the last mark, and return the item just under it."""
         self._stack = self._below.pop()
         return self._stack[-1] if self._stack else None
 
     def _push_below(self, value: Any) -> None:
-        """Put a value in the place of the last mark and all that is above it."""
+        """Replace the last mark and all that is above it by one value."""
         self._stack = self._below.pop()
         self._stack.append(value)
 
@@ -323,10 +333,10 @@ class Machine:
             for key, value in zip(items[::2], items[1::2], strict=True):
                 into[self._hashed(key)] = value
         elif not isinstance(into, Stub):
-            raise ValueError("its pickle gives keys to something else than a dictionary")
+            raise ValueError("its pickle sets keys of something that is not a dictionary")
 
     def _hashed(self, key: Any) -> Any:
-        """A key of a dictionary, or member of a set, that is hashed and compared at once."""
+        """The key of a dictionary or member of a set, if hashing and comparing it is cheap."""
         if isinstance(key, (int, float)):
             self._numbers += 1
             if self._numbers > MAX_NUMBERS:
@@ -335,13 +345,11 @@ class Machine:
                 return key
         if isinstance(key, (str, Stub, DType, StorageType, Known)):
             return key
-        raise ValueError(
-            f"its pickle has a {type(key).__name__} as key of a dictionary or in a set"
-        )
+        raise ValueError(f"its pickle has a {type(key).__name__} as a dictionary key or in a set")
 
     def _named(self, module: Any, name: Any) -> Any:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("its pickle names a class by something else than text")
+            raise ValueError("its pickle names a class with something other than a string")
         known = _KNOWN.get((module, name))
         if known is not None:
             return known
@@ -354,7 +362,7 @@ def _extend(into: Any, items: list[Any]) -> None:
     if isinstance(into, list):
         into.extend(items)
     elif not isinstance(into, Stub):
-        raise ValueError("its pickle appends to something else than a list")
+        raise ValueError("its pickle appends to something that is not a list")
 
 
 def _storage(identity: Any) -> Storage:
@@ -369,7 +377,7 @@ def _storage(identity: Any) -> Storage:
             None,
         ):
             return Storage(key, dtype, count)
-    raise ValueError("its pickle refers to something else than a storage")
+    raise ValueError("its pickle refers to something that is not a storage")
 
 
 def _object(made: Any) -> Stub | dict[Any, Any]:
@@ -378,7 +386,7 @@ def _object(made: Any) -> Stub | dict[Any, Any]:
         return {}
     if isinstance(made, Stub):
         return made
-    raise ValueError("its pickle makes an object of something else than a class")
+    raise ValueError("its pickle makes an object from something that is not a class")
 
 
 def _call(function: Any, arguments: Any) -> Any:
@@ -406,9 +414,9 @@ def _tensor(storage: Storage, dtype: str, offset: Any, size: Any, stride: Any) -
         raise ValueError("its pickle has a tensor whose size is not a tuple")
     # The length first: one tuple may be the size of any number of tensors.
     if not len(size) == len(stride) <= MAX_DIMS:
-        raise ValueError(f"its pickle has a tensor of {len(size)} sides and {len(stride)} strides")
+        raise ValueError(f"its pickle has a tensor of {len(size)} sizes and {len(stride)} strides")
     if not all(type(number) is int for number in (offset, *size, *stride)):
-        raise ValueError("its pickle has a tensor whose size is not of whole numbers")
+        raise ValueError("its pickle has a tensor whose size is not whole numbers")
     return TensorRecord(storage, dtype, offset, size, stride)
 
 

@@ -1,8 +1,8 @@
 """Many edits from a file of JSON lines: resumable after any end, spread over processes.
 
-What is done is told by the results themselves: each PNG appears whole, with a note of the edit that
-it is of. There is no other state, so nothing is done twice or lost, however a run ended and with
-however many processes it goes on.
+The results themselves are the record of what is done: each PNG appears whole, with a note that
+names its edit. There is no other state, so nothing is done twice or lost, however a run ended and
+however many processes continue it.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from .edit_options import (
     write_results,
 )
 
-_MAX_BYTES = 16 * 2**20  # of a file of edits
+_MAX_BYTES = 16 * 2**20  # largest file of edits
 _LONGEST_NAME = 200  # characters; systems allow 255 bytes
-_LONG = timedelta(days=30)  # that one process may wait for the others at the end
+_LONG = timedelta(days=30)  # how long a process may wait for the others at the end
 _IN_LOGS = 30  # seconds between lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A line that makes sense.
+    """A valid line.
 
     Attributes:
         line: Its number, from 1.
-        out: Result, or with a number before the suffix, results.
+        out: File of the result; of several, with a number before the suffix.
         files: What `edit_options.read_pictures` reads.
         options: What `edit_options.paint` takes; those left out have their defaults.
-        note: What the results say of themselves.
+        note: Text stored in the results, which names files, options and model.
     """
 
     line: int
@@ -69,14 +69,14 @@ class Edit:
         """Whether all results are there.
 
         Raises:
-            ValueError: One of them is of another edit.
+            ValueError: One of them belongs to another edit.
         """
         there = [path for path in self.results if path.exists()]
         for path in there:
             if read_note(path) != self.note:
                 raise ValueError(
-                    f"{path} is there and not of this edit with these options; remove it, or "
-                    "choose another --out"
+                    f"{path} already exists and is not the result of this edit with these options; "
+                    "remove it, or choose another --out"
                 )
         return len(there) == len(self.results)
 
@@ -127,14 +127,14 @@ def read_edits(
     Args:
         path: A JSON object a line: the options of `pbe edit` by name, files relative to `path`.
         out: Folder for the results; made if its parent exists.
-        options: As `edit_options.paint` takes them, for lines that do not say otherwise.
-        model: What paints, for the note.
+        options: Defaults for lines that leave an option out, as `edit_options.paint` takes them.
+        model: Names of checkpoint and adapters, for the note.
 
     Returns:
-        The edits, and for lines that make no sense what is wrong with them.
+        The edits, and what is wrong with the invalid lines, by their numbers.
 
     Raises:
-        ValueError: No such file, nothing in it, or no place for the results.
+        ValueError: No such file, an empty one, or `out` cannot be made.
     """
     edits: list[Edit] = []
     problems: dict[int, str] = {}
@@ -145,7 +145,9 @@ def read_edits(
             one = _parse(parser, text, number, path.parent, out, options, model)
             for result in one.results:
                 if owners.setdefault(result, number) != number:
-                    raise ValueError(f"{result} is the result of line {owners[result]} already")
+                    raise ValueError(
+                        f"{result} is already the result of line {owners[result]}; give another out"
+                    )
             edits.append(one)
         except ValueError as error:
             problems[number] = str(error)
@@ -181,7 +183,9 @@ def _parse(
     try:
         values = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from error
+        raise ValueError(
+            f"not valid JSON ({error}); give an object with the options of pbe edit"
+        ) from error
     if not isinstance(values, dict):
         raise ValueError(
             f"{shown(text, 40)} is not a JSON object; give the options of pbe edit by name"
@@ -196,8 +200,8 @@ def _parse(
     merged = options | given_options(args)
     if merged.get("region") == "each" and merged.get("paste_back") is False:
         raise ValueError(
-            "region each without paste-back makes a picture for each hole, and how many there are "
-            "is not known before; leave paste-back on, or use pbe edit"
+            "region each without paste-back makes a picture for each hole, and their number is not "
+            "known in advance; leave paste-back on, or use pbe edit"
         )
     note = {name: values[name] for name in FILES if name in values}
     note |= {**model, **merged}
@@ -209,7 +213,7 @@ def _argument(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
     if not isinstance(value, (str, int, float)):
-        raise ValueError(f"{shown(name)} is {shown(json.dumps(value))}; give a text or a number")
+        raise ValueError(f"{shown(name)} is {shown(json.dumps(value))}; give a string or a number")
     return f"--{flag}={value}"
 
 
@@ -222,13 +226,13 @@ def run(
 
     Args:
         edits: All of them, in every process.
-        load: Gives the model; called only if there is something to paint.
-        processes: That share the work.
+        load: Loads the model; called only if there is something to paint.
+        processes: Which share of the edits is this process's; `None` for all of them.
     """
     processes = processes or Processes()
     todo: list[Edit] = []
     painted = kept = failed = 0
-    # By number alone: what is there already changes while the others are at work.
+    # Shared by number alone: which results exist changes while other processes work.
     for one in edits[processes.rank :: processes.count]:
         try:
             if one.is_done():
@@ -255,7 +259,7 @@ def run(
                 for path in write_results(one.out, result.images, note=one.note):
                     tqdm.write(printable(path))
                 painted += 1
-            # Of one edit, such as too large a photo for the memory: the next may well succeed.
+            # A failure of one edit, such as a photo too large for memory: the next may succeed.
             except (ValueError, RuntimeError, MemoryError, ArithmeticError, OSError) as error:
                 failed += 1
                 report(one.line, str(error) or type(error).__name__)

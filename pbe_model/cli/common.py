@@ -21,7 +21,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as everything else that is wrong with the input."""
+    """Reports a wrong argument like any other bad input."""
 
     def error(self, message: str) -> NoReturn:
         """Raise `ValueError` instead of exiting."""
@@ -34,7 +34,7 @@ def run(parser: Parser, argv: Sequence[str] | None, interrupted: str = "interrup
     Args:
         parser: Its subcommands come from `add_command`.
         argv: Arguments without the program's name; `None` takes the process's own.
-        interrupted: What to say after Ctrl-C.
+        interrupted: Message after Ctrl-C.
 
     Returns:
         The exit code.
@@ -49,7 +49,7 @@ def run(parser: Parser, argv: Sequence[str] | None, interrupted: str = "interrup
         return 2
     except (MemoryError, torch.cuda.OutOfMemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else "memory"
-        print(f"{parser.prog}: out of memory ({reason}); take less at once", file=sys.stderr)
+        print(f"{parser.prog}: out of memory ({reason}); process less at once", file=sys.stderr)
         return 2
     except BrokenPipeError:  # as by `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,7 +60,7 @@ def run(parser: Parser, argv: Sequence[str] | None, interrupted: str = "interrup
     except RecursionError:
         print(f"{parser.prog}: the input is nested too deeply; make it simpler", file=sys.stderr)
         return 2
-    except OSError as error:  # what no place has a better sentence for, such as too long a name
+    except OSError as error:  # without a better sentence where it arose, such as too long a name
         where = f" {shown(error.filename)}" if error.filename else ""
         reason = first_line(error)
         print(f"{parser.prog}: cannot use{where}: {reason}; check the path", file=sys.stderr)
@@ -70,14 +70,14 @@ def run(parser: Parser, argv: Sequence[str] | None, interrupted: str = "interrup
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str
 ) -> argparse.ArgumentParser:
-    """Add a subcommand to what `add_subparsers` gave; `run` answers with the exit code."""
+    """Add a subcommand to the result of `add_subparsers`; `run` returns the exit code."""
     command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
     command.set_defaults(run=run)
     return command
 
 
 def positive(text: str) -> int:
-    """Type of an argument that counts something."""
+    """Argument type: a whole number of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
@@ -91,10 +91,10 @@ def check_parent(path: Path) -> None:
 
 
 def usable_device(name: str | None) -> torch.device:
-    """The device of that name, once it has shown that it can compute; `None` takes the best.
+    """The device of a name, after a small computation on it; `None` takes the best there is.
 
     Raises:
-        ValueError: Unknown, or not in this machine.
+        ValueError: Unknown, or not available on this machine.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -32,14 +32,14 @@ _GAP = 6
 
 @dataclass(frozen=True)
 class Demo:
-    """What `run` did.
+    """The outcome of `run`.
 
     Attributes:
         grid: The sheet.
         images: The single results.
         pixels_outside: Pixels of all results outside the blend zones, as read back from the files.
         pixels_changed: Those of them that differ from the photo; anything but 0 is a defect.
-        seconds: It took.
+        seconds: How long it took.
     """
 
     grid: Path
@@ -60,9 +60,9 @@ def run(
 
     Args:
         model: Any Paint by Example model.
-        out: Folder for `grid.png` and `<scene>-seed<k>.png`; made if there is none.
+        out: Folder for `grid.png` and `<scene>-seed<k>.png`; made if missing.
         steps: Sampling steps of each edit.
-        progress: Given what is being painted, returns the callback of that edit.
+        progress: Given a label of what is being painted, returns the callback for that edit.
 
     Raises:
         ValueError: The folder cannot be made or written to.

@@ -27,7 +27,7 @@ FILES = {
     "context_mask": "what else the model should see: white",
     "blend_mask": "share of the result in each pixel: white = all; in place of --blend",
 }
-"""Options that name a picture to read, and what it is."""
+"""Options that name a picture file, and what it shows."""
 
 _OPTIONAL_FILES = ("exemplar_mask", "context_mask", "blend_mask")
 
@@ -41,7 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "blend": DEFAULT_CROP.blend,
     "resolution": DEFAULT_CROP.resolution,
 }
-"""Options beside the files, and what they are in Python if left out."""
+"""The other options, and their defaults in Python."""
 
 
 def add_files(command: argparse.ArgumentParser) -> None:
@@ -54,8 +54,8 @@ def add_files(command: argparse.ArgumentParser) -> None:
 def add_painting(command: argparse.ArgumentParser) -> None:
     """Give a parser `--preset` and the options of `DEFAULTS`.
 
-    What is not on the command line parses to `None`, so that `given_options` can tell it from an
-    option that overrides a preset with the default.
+    An option that is not given parses to `None`, so that `given_options` can tell it from one that
+    overrides a preset with the default.
     """
     add, usual = command.add_argument, DEFAULTS
     add(
@@ -67,8 +67,8 @@ def add_painting(command: argparse.ArgumentParser) -> None:
         "--similarity", type=float, metavar="S",
         help=f"how closely to follow the exemplar; 0 ignores it [{usual['similarity']}]",
     )  # fmt: skip
-    add("--seed", type=int, metavar="K", help=f"of the noise [{usual['seed']}]")
-    add("--sampler", choices=SAMPLERS, help=f"how the noise is taken away [{usual['sampler']}]")
+    add("--seed", type=int, metavar="K", help=f"seed of the noise [{usual['seed']}]")
+    add("--sampler", choices=SAMPLERS, help=f"how the noise is removed [{usual['sampler']}]")
     add(
         "--num-images", type=int, metavar="N",
         help="variations, with the seeds K, K+1, ...; above 1 they are named OUT-1, OUT-2, ... "
@@ -85,15 +85,15 @@ def add_painting(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--blend", type=float, metavar="PIXELS",
-        help="over how many the result fades out [by the size of the crop]",
+        help="width over which the result fades out [by the size of the crop]",
     )  # fmt: skip
     add(
         "--resolution", type=int, metavar="PIXELS",
-        help="side at which the model works [what it was trained at]",
+        help="side of the crop that the model paints [as it was trained]",
     )  # fmt: skip
     add(
         "--colour-match", action=argparse.BooleanOptionalAction,
-        help="take a colour cast off what was painted, by what it shows around the hole "
+        help="remove a colour cast from what was painted, by comparing what is around the hole "
         f"[{usual['colour_match']}]",
     )  # fmt: skip
     add(
@@ -107,12 +107,12 @@ def add_painting(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--paste-back", action=argparse.BooleanOptionalAction,
-        help="stitch the result into the photo, or write all that the model painted "
+        help="stitch the result into the photo, or write the model's whole picture "
         f"[{usual['paste_back']}]",
     )  # fmt: skip
     add(
         "--truncate", action=argparse.BooleanOptionalAction,
-        help=f"cut to 8 bits instead of rounding [{usual['truncate']}]",
+        help=f"round down to 8 bits instead of to the nearest [{usual['truncate']}]",
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ class Pictures:
 
 
 def read_pictures(args: argparse.Namespace) -> Pictures:
-    """Read the files that the options of `FILES` name.
+    """Read the files that the options in `FILES` name.
 
     Raises:
         ValueError: One of them is missing or damaged, or a mask is empty.
@@ -200,10 +200,10 @@ def paint(
 
 
 def numbered(out: Path, count: int) -> list[Path]:
-    """Where so many results go: `out` itself, or `out` with -1, -2, ... before its suffix.
+    """Paths of `count` results: `out` itself, or `out` with -1, -2, ... before its suffix.
 
     Raises:
-        ValueError: A suffix of no known format, or a number that `edit` does not paint.
+        ValueError: Unknown suffix, or more images than `edit` paints.
     """
     image_format(out)
     check_num_images(count)
@@ -216,9 +216,9 @@ def write_results(out: Path, images: Tensor, note: str | None = None) -> list[Pa
     """Write the results of an edit, `(N, H, W, 3)` in [0, 1], to files of these names.
 
     Args:
-        out: See `numbered`.
-        images: To write.
-        note: See `image_io.write_image`.
+        out: As for `numbered`.
+        images: As many files are written.
+        note: Text for PNG files; see `image_io.write_image`.
     """
     paths = numbered(out, len(images))
     for path, painted in zip(paths, images, strict=True):

@@ -1,6 +1,6 @@
 """The `pbe` command; `python -m pbe_model` is the same.
 
-Exit codes: 0 done, 1 a result that is not as promised, 2 bad input (one sentence on stderr, and
+Exit codes: 0 done, 1 a result that breaks a promise, 2 bad input (one sentence on stderr, and
 nothing written), 130 interrupted.
 """
 
@@ -37,7 +37,7 @@ from .edit_options import (
     write_results,
 )
 
-_LINE = 2000  # letters of a line that repeats what a file says
+_LINE = 2000  # longest line in characters that repeats what a file says
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,11 +73,11 @@ def _parser() -> Parser:
     _add_model(command)
 
     command = add_command(
-        commands, "batch", _batch, "paint many edits, resumable, over several processes"
+        commands, "batch", _batch, "paint many edits, resumable, on one or more processes"
     )
     command.add_argument(
         "edits", type=Path, metavar="EDITS.jsonl",
-        help="a line an edit: an object with the options of pbe edit, its files relative to this "
+        help="an edit a line: a JSON object with the options of pbe edit, files relative to this "
         "one; out is a name in DIR [the line's number]",
     )  # fmt: skip
     command.add_argument(
@@ -104,7 +104,7 @@ def _parser() -> Parser:
     add = command.add_argument
     add(
         "--out", type=Path, metavar="DIR",
-        help="folder [ComfyUI's models/paint_by_example, of $COMFYUI_PATH or around this pack]",
+        help="folder [models/paint_by_example of $COMFYUI_PATH, or of ComfyUI around this pack]",
     )  # fmt: skip
     add(
         "--what", default="diffusers", metavar="diffusers|official|PATH",
@@ -119,7 +119,7 @@ def _parser() -> Parser:
     )  # fmt: skip
     add(
         "--as-published", action="store_true",
-        help="keep the files as they come and make none of them",
+        help="keep the files as they are instead of making one of them",
     )  # fmt: skip
     return parser
 
@@ -237,7 +237,9 @@ def _convert(args: argparse.Namespace) -> int:
     if args.out.is_dir() and args.to != "diffusers":
         raise ValueError(f"cannot write {args.out}: it is a folder; give the name of a file")
     if args.out.suffix != ".safetensors" and args.to == "safetensors":
-        raise ValueError(f"{args.out} would not be found as safetensors; end it in .safetensors")
+        raise ValueError(
+            f"{args.out} would not be recognised as safetensors; end it in .safetensors"
+        )
     report = saving.convert(
         args.source,
         args.out,
@@ -260,7 +262,7 @@ def _download(args: argparse.Namespace) -> int:
     )
     dtype = None if args.as_published else DTYPES[args.dtype]
     path = download.download(release, out, dtype=dtype)
-    print(f"{path}: every file has the hash that the hub gives")
+    print(f"{path}: every file has the hash that the hub lists")
     print(f"next: Load Paint by Example in ComfyUI, or pbe edit --checkpoint {path}")
     return 0
 

@@ -1,8 +1,9 @@
-"""The edits of several photos together: plan crops, cut them out, have them painted, stitch back.
+"""Edits of several photos at once: plan crops, cut them out, have them painted, stitch them back.
 
-What paints is a function, so `edit`, the evaluation of a training and the node in ComfyUI, with its
-own samplers, all share what is around it. The crops of all photos have one size, so they are one
-batch, however large the photos are and however many holes each of them has.
+The painting itself is a function that is passed in, so `edit`, the evaluation in training and the
+ComfyUI node, which has the host's samplers, share everything around it. The crops of all photos
+have one size, so they are one batch, however large the photos are and however many holes each of
+them has.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ repaint. It returns N variations of all crops, one after another: `(N * B, h, w,
 
 @dataclass(frozen=True)
 class EditResult:
-    """What became of a photo.
+    """The result of one photo.
 
     Attributes:
         images: `(N, H, W, 3)` in [0, 1]; outside the blend zone bit-identical to the photo.
-            Without `paste_back` the crops.
+            Without `paste_back`, the crops.
         crops: `(N * K, h, w, 3)` in [0, 1], what the model painted, before stitching: the K crops
             of one image side by side.
-        regions: Where the K crops lie and how they were blended; `region.stitch_all` takes crops,
-            retouched or upscaled, and regions again. K is 1 but for the region mode `"each"`.
+        regions: Where the K crops are and how they were blended, to stitch retouched or upscaled
+            crops with `region.stitch_all`. K is 1 unless the region mode is `"each"`.
     """
 
     images: Tensor
@@ -60,12 +61,12 @@ class BatchEditor:
         photos: `(H, W, 3)` in [0, 1] each, of any sizes.
         hole_masks: `(H, W)` for each photo, 1 = repaint, the hole is what lies above 0.5; a mask
             of another size is resized to its photo.
-        settings: For each photo; their masks are resized likewise.
+        settings: One for each photo; their masks are resized likewise.
         mode: One of `crop_plan.MODES`.
 
     Attributes:
         photos: As given.
-        regions: The crops of each photo: one, or with the mode "each" several.
+        regions: The regions of each photo: one, or several with the mode "each".
         crops: `(B, h, w, 3)` in [0, 1], the crops of one photo side by side.
         hole_masks: `(B, h, w)`, their holes.
 
@@ -98,11 +99,12 @@ class BatchEditor:
                 f"the photos lead to crops of {len(sizes)} sizes, which cannot be painted "
                 "together; take the region mode 'auto', or edit one photo after another"
             )
+        # Pairs of (1, h, w, 3) and (1, h, w) become a batch of crops and one of masks.
         self.crops, self.hole_masks = (torch.cat(parts) for parts in zip(*cut, strict=True))
 
     @property
     def owners(self) -> list[int]:
-        """The number of the photo that each crop is of."""
+        """For each crop, the index of its photo."""
         return [i for i, regions in enumerate(self.regions) for _ in regions]
 
     def edit(
@@ -117,14 +119,16 @@ class BatchEditor:
 
         Args:
             paint: Paints all crops.
-            colour_match: Take off the colour cast that the first stage leaves on the crop's kept
+            colour_match: Remove the colour cast that the first stage leaves on the crop's kept
                 pixels; see `region.match_colour`.
-            truncate: Cut what is painted down to the next of the 256 levels of 8 bits.
-            paste_back: Stitch the crops into the photo; else the results are the crops.
+            truncate: Round what is painted down to the 256 levels of 8 bits.
+            paste_back: Stitch the crops into the photo; otherwise the results are the crops.
 
         Returns:
-            A result for each photo, of its type and on its device.
+            A result for each photo, with its type and device.
         """
+        # All crops of all photos are one batch; the painter repeats that batch as a whole for its N
+        # variations. So variations are the outer index, then photos, then the crops of a photo.
         painted = paint(self.crops, self.hole_masks)  # (N * B, h, w, 3)
         if colour_match:
             crops, hole_masks = (
@@ -137,6 +141,8 @@ class BatchEditor:
         variations = painted.unflatten(0, (-1, len(self.crops)))  # (N, B, h, w, 3)
         shares = variations.split([len(regions) for regions in self.regions], dim=1)
         results = []
+        # A photo's share is (N, K, h, w, 3): flattened, the crops of one variation are side by
+        # side, as `stitch_all` takes them.
         for photo, regions, share in zip(self.photos, self.regions, shares, strict=True):
             crops = share.flatten(0, 1).to(photo)  # (N * K, h, w, 3)
             images = stitch_all(photo[None], crops, regions) if paste_back else crops
@@ -145,7 +151,7 @@ class BatchEditor:
 
 
 def repeat_rows(rows: Tensor, count: int) -> Tensor:
-    """Rows repeated as a whole until there are `count` of them; a single one is not copied."""
+    """Repeat the rows as a whole until there are `count`; a single row is expanded, not copied."""
     if len(rows) == 1:
         return rows.expand(count, *rows.shape[1:])
     assert count % len(rows) == 0, (len(rows), count)

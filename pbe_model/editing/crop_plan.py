@@ -1,8 +1,8 @@
-"""Which crops to make of a photo: where they lie, at what size they are edited, how they blend.
+"""Planning the crops of a photo: where they are, at what size they are edited, how they blend.
 
-A square around the hole, as large as training has shown, shifted to stay inside the photo. A photo
-may have several holes far from each other: each can have a crop of its own, and all crops have the
-model's size, so they are one batch. What becomes of the crops is in `region`.
+A square around the hole, as large as in training, shifted to stay inside the photo. A photo may
+have several holes far from each other: each can have a crop of its own, and all crops have the
+model's size, so they are one batch. Cropping and stitching are in `region`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ CROPS = ("auto", "whole", "squash")
 MODES = (*CROPS, "each")
 
 _TIGHT_CONTEXT = 1.2
-"""Context below which pixels are invented beyond the photo's rim rather than cropped closer."""
+"""Context down to which a crop shrinks to stay inside the photo; below it the crop overflows."""
 _MAX_UPSCALE = 8
 _MAX_STRETCH = 2
 _NOISE = 0.1
 """Mask values up to this are taken for compression noise, not for a feathered edge."""
 _INVISIBLE = 1 / 512
-"""Share of the result below half a level of 8 bits: the tail of a blur or of a sigmoid."""
+"""Share of the result below half an 8-bit level, as in the tail of a blur or sigmoid."""
 _SHOWN = 0.25
-"""Share of another hole's box that a crop may show before the two are taken together."""
+"""Share of another hole's box that a crop may show before the two holes share a crop."""
 _MAX_CROPS = 64
 
 
@@ -54,8 +54,8 @@ def plan_region(
 
     Args:
         hole_mask: (H, W), 1 = repaint; the hole is what lies above 0.5.
-        crop: What the caller may choose. Sizes that it leaves open are those of the published
-            weights; its masks have the size of `hole_mask`.
+        crop: Sizes left open are those of the published weights; masks have the size of
+            `hole_mask`.
         mode: One of `CROPS`.
 
     Raises:

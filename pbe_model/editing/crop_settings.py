@@ -16,7 +16,7 @@ CONTEXT = 1.8
 about the middle of what training shows."""
 
 _MOST = 10_000
-"""Largest number of pixels, and largest factor."""
+"""Largest value of anything here: pixels or factors."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

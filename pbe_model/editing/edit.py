@@ -1,11 +1,11 @@
 """The whole edit: photo, hole and exemplar in, finished photos out.
 
 `PRESETS["official"]` paints as the paper's own script does (`scripts/inference.py` of
-Fantasy-Studio/Paint-by-Example). Much of it holds for every edit, because the model was trained
-so: the order of the channels, the grey hole, the mask binarised before it is resized without
-antialias, the squashed exemplar, the guidance. The preset adds what an editor would rather have
-otherwise: PLMS with its timesteps, the photo squashed to the model's square, its latent drawn from
-the posterior, the model's whole picture as the result, and values cut down to 8 bits, not rounded.
+Fantasy-Studio/Paint-by-Example). Much of it holds for every edit, because the model was
+trained that way: the order of the channels, the grey hole, the mask binarised before it is resized
+without antialias, the squashed exemplar, the guidance. The preset adds what suits an editor less:
+PLMS with its timesteps, the photo squashed to the model's square, its latent drawn from the
+posterior, the model's whole picture as the result, and values rounded down to 8 bits.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 "official" draws random numbers in the official order, but they are not the official ones: that
 script seeds before it builds the network, whose initial weights take numbers from the same stream,
-and it draws the start on the GPU. It also computes in half precision and adds a watermark; of its
-safety checker it ignores the verdict.
+and it draws the start on the GPU. It also computes in half precision, adds a watermark, and runs a
+safety checker whose verdict it ignores.
 """
 
 
@@ -87,7 +87,7 @@ def edit(
         exemplar: `(h, w, 3)` in [0, 1], any size from 8 pixels.
         steps: Sampling steps.
         similarity: Guidance scale; 0 ignores the exemplar.
-        seed: Image `i` is drawn from `seed + i`; several crops of it draw one after another.
+        seed: Image `i` is drawn from `seed + i`, its crops one after another.
         sampler: One of `samplers.SAMPLERS`.
         num_images: Variations to paint.
         region: `"auto"` crops around the hole, `"whole"` takes the whole photo, `"squash"` takes
@@ -96,16 +96,16 @@ def edit(
         strength: Share of the steps that are run; below 1 the hole keeps some of its content.
         fit: How the exemplar is brought to a square: `"squash"`, `"crop"` or `"pad"`.
         exemplar_mask: `(h, w)`, 1 = belongs to the object.
-        crop: What else there is to choose about the crop, its context and blending among it.
-        colour_match: Take off the colour cast that the first stage leaves on the crop's kept
-            pixels; see `region.match_colour`.
+        crop: How much the crop shows, its resolution, and how it is blended in.
+        colour_match: Remove the colour cast that the first stage leaves on the crop's kept pixels;
+            see `region.match_colour`.
         posterior: The latent of the photo with its hole grey: `"mode"`, the likeliest, or
             `"sample"`, drawn from the image's seed before the noise that the image starts from.
-        paste_back: Stitch the result into the photo; else it is the model's crops, holes and
+        paste_back: Stitch the result into the photo; otherwise it is the model's crops, holes and
             surroundings, at the model's size.
-        truncate: Cut what is painted down to the next of the 256 levels of 8 bits. Else it is
-            left as it is, for `write_image` to round.
-        callback: Called after each step with its index, their number and the current latent.
+        truncate: Round what is painted down to the 256 levels of 8 bits. Otherwise it is left as it
+            is, for `write_image` to round.
+        callback: Called after each step with its index, their number and the current guess.
 
     Raises:
         ValueError: Bad sizes or ranges, an empty mask, unknown names, or a result that is not
@@ -154,9 +154,9 @@ def check_num_images(count: int) -> None:
 def _check(steps: int, num_images: int, similarity: float, seed: int, posterior: str) -> None:
     check_num_images(num_images)
     if steps > MAX_STEPS:
-        raise ValueError(f"steps is {shown(steps)}; give at most {MAX_STEPS:,}, 20 are usual")
+        raise ValueError(f"steps is {shown(steps)}; give at most {MAX_STEPS:,} (20 is usual)")
     if not 0 <= similarity <= 100:
-        raise ValueError(f"similarity is {similarity}; give a number from 0 to 100, 5 is usual")
+        raise ValueError(f"similarity is {similarity}; give a number from 0 to 100 (5 is usual)")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed}; give a number from 0 to 2**63 - 1")
     if posterior not in POSTERIORS:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 Fit = Literal["squash", "crop", "pad"]
 
-_NEUTRAL = 127  # grey of padding and of a masked-out background, 8 bit
+_NEUTRAL = 127  # 8-bit grey for padding and a masked-out background
 
 
 def preprocess(
@@ -114,7 +114,7 @@ def parse_weights(text: str) -> list[float] | None:
     """Weights as people write them, `"1, 0.5, 2"`; `None` where nothing is written.
 
     Raises:
-        ValueError: Something else than numbers between commas or blanks.
+        ValueError: Anything but numbers separated by commas or blanks.
     """
     words = [word for word in re.split(r"[,;\s]+", text) if word]
     weights = []

@@ -1,4 +1,4 @@
-"""What an artist does to a drawn mask: grow, feather, fill, clean, and replace it by another shape.
+"""What an artist does to a mask: grow, feather, fill or clean it, or replace it by another shape.
 
 Conventions:
 - A `hole_mask` is 1 where to repaint, a `keep_mask` is 1 where to keep the photo.
@@ -24,7 +24,7 @@ from .mask_shapes import Box, bezier_mask, box_mask, extend_box
 
 SHAPES = ("as is", "box", "bezier", "hull")
 
-_MOST_BETWEEN = 2**28  # pixels of a mask resized in the first of two directions
+_MOST_BETWEEN = 2**28  # pixels of a mask after the first of the two directions is resized
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -38,7 +38,7 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
         (..., h, w).
 
     Raises:
-        ValueError: The shapes differ so much that gigabytes would lie between the two.
+        ValueError: The shapes differ so much that resizing would take gigabytes.
     """
     if tuple(mask.shape[-2:]) == tuple(size):
         return mask
@@ -108,7 +108,7 @@ def feather_hole(hole_mask: Tensor, pixels: float) -> Tensor:
         ValueError: `pixels` is negative.
     """
     if pixels < 0:
-        raise ValueError(f"feather is {pixels}; give a number of pixels of at least 0")
+        raise ValueError(f"feather is {pixels}; give 0 pixels or more")
     if pixels == 0:
         return hole_mask
     return _map(lambda hole: (0.5 + _depth(hole, pixels) / (2 * pixels)).clip(0, 1), hole_mask)
@@ -136,7 +136,7 @@ def remove_specks(hole_mask: Tensor, pixels: float) -> Tensor:
         ValueError: `pixels` is negative.
     """
     if pixels < 0:
-        raise ValueError(f"drop specks is {pixels}; give a number of pixels of at least 0")
+        raise ValueError(f"drop specks is {pixels}; give 0 pixels or more")
 
     def kept(hole: np.ndarray) -> np.ndarray:
         labelled: Any = ndimage.label(hole, structure=np.ones((3, 3)))
@@ -199,7 +199,7 @@ def augment(
     if shape not in SHAPES:
         raise ValueError(f"unknown mask shape {shape!r}; choose one of {', '.join(SHAPES)}")
     if variations < 1:
-        raise ValueError(f"variations is {variations}; ask for at least 1")
+        raise ValueError(f"variations is {variations}; give 1 or more")
     results = []
     for number, single in enumerate(_batched(hole_mask)):
         if fill_holes:
@@ -236,7 +236,7 @@ def _reshape(hole_mask: Tensor, shape: str, box: Box, rng: np.random.Generator) 
 def _batched(hole_mask: Tensor) -> Tensor:
     if hole_mask.ndim not in (2, 3):
         raise ValueError(
-            f"a mask is (height, width) or (batch, height, width), not {tuple(hole_mask.shape)}"
+            f"the mask has shape {tuple(hole_mask.shape)}; it must be (H, W) or (B, H, W)"
         )
     return hole_mask if hole_mask.ndim == 3 else hole_mask[None]
 

@@ -17,10 +17,10 @@ from .exemplar_image import Fit, preprocess
 
 @dataclass(frozen=True)
 class InpaintInputs:
-    """What the denoiser is told of the crops, on the model's device.
+    """What the denoiser sees of the crops, on the model's device.
 
     Attributes:
-        latent: Scaled latent of the crops as they are, `(B, 4, h, w)`.
+        latent: Scaled latent of the whole crops, `(B, 4, h, w)`.
         masked_latent: Scaled latent of the crops with their holes grey, `(B, 4, h, w)`, or
             `(N * B, 4, h, w)` where each of N variations has its own sample of it.
         keep_mask: `(B, 1, h, w)`, 1 = keep.
@@ -34,21 +34,21 @@ class InpaintInputs:
 def initial_noise(
     seed: int, shape: tuple[int, int, int], num_images: int = 1, num_crops: int = 1
 ) -> Tensor:
-    """Noise of a batch: image `i` is drawn from seed `seed + i`, so that it can be drawn alone.
+    """The noise of a batch; image `i` comes from `seed + i`, so it can be reproduced alone.
 
     Args:
         seed: Non-negative.
         shape: One latent's, `(4, h, w)`.
         num_images: Images in the batch.
-        num_crops: Crops of each image. They are drawn from its seed one after another, so the
-            first does not depend on how many follow.
+        num_crops: Crops of each image, drawn from its seed one after another: the first does not
+            depend on how many follow.
 
     Returns:
         float32 `(num_images * num_crops, 4, h, w)` on the CPU, the same on every machine; the
         crops of one image side by side.
     """
     generators = [torch.Generator().manual_seed(seed + i) for i in range(num_images)]
-    # One crop at a time: drawn together, the numbers would be different ones.
+    # One crop at a time: torch draws other numbers for one large tensor than for small ones.
     return torch.stack(
         [torch.randn(shape, generator=g) for g in generators for _ in range(num_crops)]
     )
@@ -76,22 +76,24 @@ def encode_crops(
     """Encode crops and their holes by the official rule (hole = mask > 0.5, filled with grey).
 
     Args:
-        model: Supplies the first stage.
+        model: Its first stage is used.
         crops: `(B, h, w, 3)` in [0, 1].
         hole_masks: `(B, h, w)`, 1 = repaint.
-        posterior_noise: Standard normal `(N * B, 4, h', w')`: N samples of the posterior of the
-            masked latents. `None` takes its mode.
+        posterior_noise: Standard normal `(N * B, 4, h', w')`, to sample the posterior of the masked
+            latents N times; `None` takes its mode.
     """
     pixels = (crops.movedim(-1, 1) * 2 - 1).to(model.device, model.dtype)
     hole = (hole_masks[:, None] > 0.5).to(pixels)
     factor = model.config.vae.downscale
     size = (pixels.shape[-2] // factor, pixels.shape[-1] // factor)
     if posterior_noise is not None:
+        # (N, B, ...) broadcasts against the posterior's (B, ...): the encoder runs once, not N
+        # times.
         posterior_noise = posterior_noise.to(pixels).unflatten(0, (-1, len(pixels)))
     masked_latent = model.encode(masked_image(pixels, 1 - hole), posterior_noise)
     return InpaintInputs(
         latent=model.encode(pixels),
-        masked_latent=masked_latent.flatten(0, -4),
+        masked_latent=masked_latent.flatten(0, -4),  # (N, B, ...) or (B, ...) to (N * B, ...)
         keep_mask=latent_keep_mask(hole, size),
     )
 
@@ -99,26 +101,28 @@ def encode_crops(
 def guided(
     model: PaintByExample, inputs: InpaintInputs, context: Tensor, similarity: float
 ) -> Denoise:
-    """The denoiser with classifier-free guidance, as samplers take it: noise or v, as it says.
+    """The denoiser with classifier-free guidance, as samplers take it; predicts noise or v.
 
     Args:
-        model: To evaluate.
-        inputs: One crop or several; a batch to denoise may repeat them as a whole.
+        model: Its denoiser and its learnable vector are used.
+        inputs: B crops; a batch to denoise holds them all, once or several times.
         context: Exemplar tokens, `(1, M, D)` for all crops or `(B, M, D)`.
-        similarity: Guidance scale: 0 ignores the exemplar, 1 is the model as it is, more follows
-            the exemplar more closely.
+        similarity: Guidance scale: 0 ignores the exemplar, 1 is the model without guidance, more
+            follows the exemplar more closely.
     """
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         batch = len(x)
         positive, negative = repeat_rows(context, batch), model.encoder.unconditional(batch)
-        # At 0 and 1 one branch has no weight, so it need not be computed.
+        # At 0 and 1 one branch has no weight, so it is not computed.
         branches = {0.0: negative, 1.0: positive}.get(similarity)
         if branches is None:
+            # Two contexts for each row of `x`, which is passed once: until the first
+            # cross-attention the two branches are the same computation (`networks.layers`).
             branches = torch.cat([negative, positive])
         output = model.predict_noise(
             x.to(model.dtype),
-            t.round(),  # it was trained on whole timesteps
+            t.round(),  # the model was trained on whole timesteps
             repeat_rows(inputs.masked_latent, batch),
             repeat_rows(inputs.keep_mask, batch),
             branches,
@@ -147,15 +151,15 @@ def paint_crops(
     """Paint exemplars into the holes of crops.
 
     Args:
-        model: Paints.
+        model: Any Paint by Example model.
         inputs: B crops, from `encode_crops`.
         context: Exemplar tokens, `(1, M, D)` for all crops or `(B, M, D)`.
-        noise: Standard normal `(N * B, 4, h, w)`, to paint N variations from.
+        noise: Standard normal `(N * B, 4, h, w)`, for N variations.
         similarity: Guidance scale; 0 ignores the exemplar.
         steps: Sampling steps.
         sampler: One of `samplers.SAMPLERS`.
         strength: Share of the steps that are run; below 1 the hole keeps some of its content.
-        callback: Called after each step with its index, their number and the current latent.
+        callback: Called after each step with its index, their number and the current guess.
 
     Returns:
         `(N * B, h, w, 3)` in [0, 1], float32 on the model's device.

@@ -1,10 +1,10 @@
 """Crop around the hole at the model's resolution, and stitch the result back.
 
 A diffusion model paints best at the resolution it was trained at, with the object filling about as
-much of the picture as in training. So the photo's size does not matter: `plan` chooses a square
-around the hole, `crop` brings it to the model's resolution, and `stitch` resizes the result back
-and blends it in. The order of the steps follows ComfyUI-Inpaint-CropAndStitch, the most used pack
-for this.
+much of the picture as in training. So the photo's size does not matter: `crop_plan` chooses a
+square around the hole, `crop` brings it to the model's resolution, and `stitch` resizes the result
+back and blends it in. The order of the steps follows ComfyUI-Inpaint-CropAndStitch, the most used
+pack for this.
 
 Two masks are kept apart. The *sampling* mask is what the network repaints: the cropped hole. The
 *blend* mask is where the photo may change: 1 in the hole, fading to 0 a few pixels outside it, or
@@ -65,7 +65,7 @@ def crop(image: Tensor, hole_mask: Tensor, region: Region) -> tuple[Tensor, Tens
     Args:
         image: (B, H, W, C) in [0, 1].
         hole_mask: (B, H, W), 1 = repaint.
-        region: From `plan`.
+        region: From `crop_plan`.
 
     Returns:
         image: (B, h, w, C) in [0, 1].
@@ -130,7 +130,7 @@ def stitch_all(photo: Tensor, crop_results: Tensor, regions: Sequence[Region]) -
         (max(B, N), H, W, C), equal to the photo to the last bit where every blend mask is 0.
 
     Raises:
-        ValueError: As `stitch`, or a number of crops that is no multiple of the regions'.
+        ValueError: As `stitch`, or the number of crops is not a multiple of the regions'.
     """
     if len(crop_results) % len(regions):
         raise ValueError(
@@ -151,7 +151,7 @@ def photo_blend_mask(regions: Sequence[Region]) -> Tensor:
 
 
 def match_colour(painted: Tensor, original: Tensor, hole_mask: Tensor) -> Tensor:
-    """Takes the colour cast off a painted crop, so that its kept pixels match the photo's.
+    """Removes the colour cast of a painted crop, so that its kept pixels match the photo's.
 
     The first stage does not give colours back exactly, and the error of a whole crop shows as a
     step at its rim. What it did to the kept pixels is known: their difference from the photo,

@@ -2,7 +2,7 @@
 
 Every backend maps `(q, k, v, heads)` to the attended values: `q` is `(B, N, C)`, `k` and `v` are
 `(B, M, C)`, the result is `(B, N, C)`, and `C` is split into `heads` equal parts. The modules of
-this package get their backend injected, so that a host (ComfyUI) can bring its own.
+this package take their backend as an argument, so that a host (ComfyUI) can bring its own.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def xformers_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def xformers_works(device: torch.device | str, dtype: torch.dtype = torch.float16) -> bool:
-    """Whether xformers can really attend on this device.
+    """Whether xformers works on this device.
 
-    Importing proves nothing: a build for another torch imports and then finds no kernel. So one
-    small call is dispatched.
+    Importing it proves nothing: a build for another torch imports and then finds no kernel. So one
+    small call is made.
     """
     device = torch.device(device)
     if device.type != "cuda":
-        return False  # it has no CPU kernel
+        return False  # xformers has no CPU kernel
     x = torch.zeros(1, 8, 64, device=device, dtype=dtype)
     try:
         xformers_attention(x, x, x, 1)
@@ -64,15 +64,15 @@ BACKENDS: dict[str, Attention] = {
 def select_attention(
     name: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float16
 ) -> Attention:
-    """The backend of that name; `"auto"` takes xformers where it works, else SDPA.
+    """The backend of a name; `"auto"` takes xformers where it works, else SDPA.
 
     Args:
         name: `"auto"` or a key of `BACKENDS`.
-        device: Where the model will run.
-        dtype: What it will run in.
+        device: Device that the model will run on.
+        dtype: Type that it will compute in.
 
     Raises:
-        ValueError: An unknown name, or xformers asked for by name where it does not work.
+        ValueError: Unknown name, or xformers by name where it does not work.
     """
     if name == "auto":
         return xformers_attention if xformers_works(device, dtype) else sdpa_attention

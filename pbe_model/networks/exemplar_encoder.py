@@ -49,7 +49,7 @@ class MapperAttention(nn.Module):
 
 
 class MapperMLP(nn.Module):
-    """Two linear layers with a GELU, four times as wide inside."""
+    """Two linear layers with a GELU between, four times as wide inside."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class ImageEmbedder(nn.Module):
 
     def __init__(self, config: ExemplarConfig, tokens: Tokens) -> None:
         super().__init__()
-        from transformers import CLIPVisionConfig, CLIPVisionModel  # seconds: only where used
+        from transformers import CLIPVisionConfig, CLIPVisionModel  # takes seconds to import
 
         self.tokens = tokens
         self.transformer = CLIPVisionModel(
@@ -127,7 +127,7 @@ class ExemplarEncoder(nn.Module):
 
     Args:
         config: Sizes of tower and mapper.
-        context_dim: Width of the tokens that come out.
+        context_dim: Width of the resulting tokens.
         tokens: `"class"` for one token, `"all"` for the class token and every patch.
     """
 
@@ -142,7 +142,7 @@ class ExemplarEncoder(nn.Module):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a context."""
+        """Number of tokens in a context."""
         patches = (self.config.image_size // self.config.patch_size) ** 2
         return 1 if self.cond_stage_model.tokens == "class" else 1 + patches
 

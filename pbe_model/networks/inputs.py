@@ -1,6 +1,6 @@
-"""What the denoiser is given, in one place, because a mistake in it raises no error.
+"""The denoiser's inputs, all in one place, because a mistake in them raises no error.
 
-The order of the channels, the polarity and the resize of the mask, and the grey of the hole are the
+The order of the channels, the polarity and resize of the mask, and the grey of the hole are the
 official ones (arXiv 2211.13227, section 3.2, and the official code); models of the same shapes with
 other conventions exist.
 """
@@ -35,7 +35,7 @@ def latent_keep_mask(
 
     The official resize is bilinear without antialias, and its result is not rounded: with eight
     pixels a cell it is the mean of the cell's four middle pixels, so cells on the edge hold
-    fractions. diffusers takes the nearest pixel, newer torchvision antialiases.
+    fractions. diffusers takes the nearest pixel; newer torchvision antialiases.
 
     Args:
         hole_mask: (B, 1, H, W) float, 1 = repaint, at the picture's size.

@@ -5,7 +5,7 @@ are the keys of the official checkpoint. Layers come from an `operations` namesp
 here, a host's own (with casting and offloading) there.
 
 Guidance runs two branches that differ only in their context. Callers may pass `x` once and a
-context with a multiple of its batch: the branches then share all work up to the first
+context whose batch is a multiple of it: the branches then share all work up to the first
 cross-attention, where the batch grows (`match_batch`).
 """
 
@@ -23,7 +23,7 @@ from .attention import Attention, sdpa_attention
 
 
 def match_batch(x: Tensor, batch: int) -> Tensor:
-    """Repeat `x` (whole, in order) up to `batch` rows; `batch` is a multiple of its own."""
+    """Repeat `x` as a whole until it has `batch` rows; `batch` is a multiple of its own."""
     if x.shape[0] == batch:
         return x
     assert batch % x.shape[0] == 0, (batch, x.shape[0])
@@ -153,9 +153,9 @@ class CrossAttention(nn.Module):
         return self.to_out(self.attention(q, k, v, self.heads))
 
     def of_one_token(self, context: Tensor) -> Tensor:
-        """The same for a context of one token, `(B, 1, D)` to `(B, 1, C)`, for every query.
+        """`forward` for a context of one token: `(B, 1, D)` to `(B, 1, C)`, for every query.
 
-        The softmax over one key is 1 whatever the query, so the attended value is the token's.
+        The softmax over one key is 1 whatever the query is, so the attended value is the token's.
         """
         return self.to_out(self.to_v(context))
 
@@ -184,8 +184,10 @@ class BasicTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         h = self.norm1(x)
+        # Here the guidance branches part: `x` may have one row for both, the context has two.
         x = match_batch(x + self.attn1(h, h), context.shape[0])
         if context.shape[1] == 1:
+            # Exact, and `norm2`, query and key are not needed; see `UNet.inert_parameters`.
             x = x + self.attn2.of_one_token(context)
         else:
             x = x + self.attn2(self.norm2(x), context)

@@ -34,9 +34,9 @@ class UNet(nn.Module):
         config: Sizes.
         operations: Namespace that layers are taken from (`Linear`, `Conv2d`, `GroupNorm`,
             `LayerNorm`).
-        attention: Backend of the self- and cross-attentions.
-        dtype: Of the parameters; `None` for torch's default.
-        device: Of the parameters; `None` for torch's default.
+        attention: Backend of self- and cross-attention.
+        dtype: Parameter type; `None` for torch's default.
+        device: Parameter device; `None` for torch's default.
     """
 
     def __init__(
@@ -113,33 +113,41 @@ class UNet(nn.Module):
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor, control: Control | None = None
     ) -> Tensor:
-        """Predict the noise.
+        """Predict the noise, or v.
 
         Args:
             x: `(B, 9, h, w)`: noisy latent, scaled latent of the photo with the hole grey, keep
                 mask (1 = keep), in this order.
             timesteps: `(B,)`, 0 to 999, integer or float.
             context: `(K * B, M, D)` exemplar tokens: row `i` conditions input row `i % B`.
-            control: ControlNet residuals `{"input", "middle", "output"}`, last one first.
+            control: ControlNet residuals by place, `"input"`, `"middle"` or `"output"`; the first
+                block's is the last in its list, as in ComfyUI.
 
         Returns:
             `(K * B, 4, h, w)`.
         """
         emb = timestep_embedding(timesteps, self.config.model_channels).to(x.dtype)
         emb = self.time_embed(emb)
+        # Copies: each block pops its residual, and the caller's lists serve the next step too.
         pending = {name: list(residuals) for name, residuals in (control or {}).items()}
 
         def controlled(h: Tensor, place: str) -> Tensor:
             residual = pending[place].pop() if pending.get(place) else None
             return h if residual is None else h + residual.to(h.dtype)
 
+        # With a context of K times as many rows, `h` grows from B to K * B rows at the first
+        # cross-attention. Everything before runs once for both guidance branches, and the skips
+        # from there still have B rows when they come back.
         h, skips = x, []
         for block in self.input_blocks:
             h = controlled(self._run(block, h, emb, context), "input")
             skips.append(h)
         h = controlled(self._run(self.middle_block, h, emb, context), "middle")
         for block in self.output_blocks:
+            # ControlNet's "output" residuals belong to the skips, not to what the blocks give.
             skip = match_batch(controlled(skips.pop(), "output"), h.shape[0])
+            # A block that upsamples has to meet the next skip, whose sides may be odd: doubling
+            # `h` would miss them.
             size = skips[-1].shape[-2:] if skips else h.shape[-2:]
             h = self._run(block, h, emb, context, skip, size)
         return self.out(h)
@@ -158,7 +166,9 @@ class UNet(nn.Module):
         skip: Tensor | None = None,
         size: torch.Size | tuple[int, ...] = (),
     ) -> Tensor:
-        if skip is not None:  # in here, so that checkpointing keeps the parts and not both
+        # Concatenated in here, so that gradient checkpointing keeps `h` and `skip`, which are in
+        # memory anyway, and not a copy of both.
+        if skip is not None:
             h = torch.cat([h, skip], dim=1)
         for layer in block.children():
             if isinstance(layer, ResBlock):
@@ -172,22 +182,22 @@ class UNet(nn.Module):
         return h
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """In training, keep only what enters each block and compute the rest again (1604.06174).
+        """In training, keep only each block's inputs and recompute the rest (arXiv 1604.06174).
 
-        The gradients stay the same to the bit. Evaluation and `no_grad` are not affected.
+        Gradients stay the same to the bit. Evaluation and `no_grad` are not affected.
         """
         self.gradient_checkpointing = enabled
 
     def set_attention(self, attention: Attention) -> None:
-        """Replace the backend of every attention."""
+        """Replace the attention backend everywhere."""
         for module in self.modules():
             if isinstance(module, CrossAttention):
                 module.attention = attention
 
     def inert_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters that a one-token context leaves without effect, and so without gradient.
+        """Parameters that have no effect, and so no gradient, where the context is one token.
 
-        They belong to the checkpoint all the same; a trainer freezes them.
+        They are part of the checkpoint all the same; a trainer freezes them.
         """
         for name, parameter in self.named_parameters():
             if any(part in name for part in (".attn2.to_q.", ".attn2.to_k.", ".norm2.")):

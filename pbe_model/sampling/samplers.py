@@ -7,8 +7,9 @@ knows neither guidance nor masks nor devices. Latents are scaled and in the mode
 parametrisation `x = sqrt(a) * x_0 + sqrt(1 - a) * eps`; they keep their dtype, coefficients are
 Python floats.
 
-What the model says of `x`, the noise or v, becomes noise and clean latent in `_predict` alone. Of v
-both follow without a division, so that sampling may start where there is no signal, at `a = 0`.
+Only `_predict` knows whether the model predicts the noise or v; it turns either into noise and
+clean latent. From v both follow without a division, so sampling may start where there is no signal,
+at `a = 0`.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from torch import Tensor
 from .schedule import NoiseSchedule, SamplingGrid, karras_grid, official_grid
 
 Denoise: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""`denoise(x, t)`: noisy latents `(B, C, H, W)`, float32 timesteps `(B,)`; the noise in them, or v
-where the grid's `prediction` says so, as `x`."""
+"""`denoise(x, t)`: noisy latents `(B, C, H, W)` and float32 timesteps `(B,)` to the noise in the
+latents, or v, by the grid's `prediction`; in the shape of `x`."""
 
 Callback: TypeAlias = Callable[[int, int, Tensor], None]
 """`callback(step, total, x0)` after each step, from 0, with the current guess of the latent."""
 
-# Weights of the current and the previous slopes, newest first, by how many previous there are.
+# Weights of the current and the previous slopes, newest first, by the number of previous ones.
 _ADAMS_BASHFORTH = {
     1: (3 / 2, -1 / 2),
     2: (23 / 12, -16 / 12, 5 / 12),
@@ -42,7 +43,7 @@ def guidance(eps_uncond: Tensor, eps_cond: Tensor, similarity: float) -> Tensor:
     """Classifier-free guidance, `eps(v) + s * (eps(c) - eps(v))` (arXiv 2211.13227, section 3.4).
 
     The velocity and the clean latent are linear in the noise, and the weights sum to 1: guidance on
-    any of them is guidance on all, also where there is no signal and the noise says nothing.
+    any of them is guidance on all, even without any signal, where the noise alone tells nothing.
 
     Args:
         eps_uncond: Prediction for the learnable vector v.
@@ -72,8 +73,8 @@ def plms(
     DDIM steps along a slope extrapolated from up to three previous ones. The first step has none
     and looks ahead instead (improved Euler), so n steps make n + 1 evaluations. Second order.
 
-    A step from no signal at all is infinitely long in sigma, and a slope means nothing there: it is
-    that of DDIM, and the next one is the first.
+    A step from no signal at all is infinitely long in sigma, so it has no slope: it is a DDIM step,
+    and the history starts at the next one.
     """
     history: list[Tensor] = []  # newest first
     for i in range(len(grid)):
@@ -104,7 +105,7 @@ def dpmpp_2m(
 
     Linear in the log signal-to-noise ratio between two guesses of the clean latent. The first
     step has no previous guess; the last, to zero noise, is infinitely long in that variable.
-    Both are first order, and so is the second after one from no signal, as long on the other side.
+    Both are first order, and so is the step after one from no signal, which is infinitely long too.
     """
     x0_previous, log_step_previous = None, 0.0
     for i in range(len(grid)):
@@ -160,14 +161,14 @@ def sample(
 
     Args:
         name: One of `SAMPLERS`.
-        denoise: The model, conditioned and guided, which says what `schedule.prediction` names.
+        denoise: The model, conditioned and guided; predicts what `schedule.prediction` names.
         noise: Standard normal `(B, C, H, W)`; its dtype and device are kept throughout.
         schedule: The schedule that the model was trained with.
         steps: Number of steps; `ddim` and `plms` may make a few more (`official_timesteps`).
         init_latent: Scaled latent to start from, broadcastable to `noise`; unused at strength 1.
-        strength: Share of the steps that are run, in `(0, 1]`. Below 1 the start is `init_latent`
-            with the noise of the first remaining step; at 1 it is `noise` alone.
-        callback: Called after each step with its index, their number, and the current guess.
+        strength: Share of the steps that are run, in `(0, 1]`. Below 1 sampling starts from
+            `init_latent`, noised to the level of the first remaining step; at 1 from `noise` alone.
+        callback: Called after each step with its index, their number, and the current guess of x0.
 
     Returns:
         Scaled latent, `(B, C, H, W)`.
@@ -192,22 +193,22 @@ def sample(
 
 
 def _predict(denoise: Denoise, x: Tensor, grid: SamplingGrid, i: int) -> tuple[Tensor, Tensor]:
-    """Noise and clean latent that the model sees in `x` at the `i`-th noise level of the grid."""
+    """Noise and clean latent that the model predicts from `x` at the grid's `i`-th noise level."""
     t = torch.full((len(x),), grid.timesteps[i], dtype=torch.float32, device=x.device)
-    said, alpha = denoise(x, t).to(x.dtype), grid.alphas[i]
+    model_output, alpha = denoise(x, t).to(x.dtype), grid.alphas[i]
     if grid.prediction == "epsilon":
-        return said, _clean(x, said, alpha)
+        return model_output, _clean(x, model_output, alpha)
     signal, noise_level = math.sqrt(alpha), math.sqrt(1 - alpha)
-    return signal * said + noise_level * x, signal * x - noise_level * said
+    return signal * model_output + noise_level * x, signal * x - noise_level * model_output
 
 
 def _clean(x: Tensor, eps: Tensor, alpha: float) -> Tensor:
-    """The clean latent that `eps` points at."""
+    """The clean latent, given the noise `eps` in `x`."""
     return (x - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)
 
 
 def _noisy(x0: Tensor, eps: Tensor, alpha: float) -> Tensor:
-    """A clean latent with noise."""
+    """The forward process: a clean latent with noise at level `alpha`."""
     return math.sqrt(alpha) * x0 + math.sqrt(1 - alpha) * eps
 
 

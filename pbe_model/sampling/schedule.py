@@ -23,7 +23,7 @@ from torch import Tensor
 from ..config import Prediction, ScheduleConfig
 
 TERMINAL_ALPHA = 4.8973451890853435e-08
-"""What stands for `a = 0` where its logarithm is taken: ComfyUI's number, a sigma of about 4519."""
+"""Replaces `a = 0` where its logarithm is taken: ComfyUI's value, a sigma of about 4519."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class NoiseSchedule:
 
     Attributes:
         betas: float64 `(T,)`, the variance that each timestep adds.
-        prediction: What the model says of a noisy latent: the noise, or v.
+        prediction: What the model predicts from a noisy latent: the noise, or v.
     """
 
     betas: Tensor
@@ -40,7 +40,7 @@ class NoiseSchedule:
 
     @classmethod
     def linear(cls, config: ScheduleConfig) -> NoiseSchedule:
-        """The schedule of a configuration: what latent diffusion calls "linear"."""
+        """The schedule that latent diffusion calls "linear": betas linear in their square root."""
         start, end = math.sqrt(config.linear_start), math.sqrt(config.linear_end)
         roots = torch.linspace(start, end, config.num_timesteps, dtype=torch.float64, device="cpu")
         betas = roots**2
@@ -58,14 +58,14 @@ class NoiseSchedule:
 
     @cached_property
     def zero_terminal_snr(self) -> bool:
-        """Whether the last timestep is noise alone."""
+        """Whether the last timestep is pure noise."""
         return self.alphas_cumprod[-1].item() == 0
 
     @cached_property
     def _positive_alphas(self) -> Tensor:
-        """`alphas_cumprod`, with a small number for a zero at its end."""
+        """`alphas_cumprod`, with a small number in place of a zero at its end."""
         alphas = self.alphas_cumprod
-        if self.zero_terminal_snr:  # below the timestep before in schedules of any length
+        if self.zero_terminal_snr:  # below the value before it, in schedules of any length
             least = min(TERMINAL_ALPHA, alphas[-2].item() / 2)
             alphas = torch.cat([alphas[:-1], alphas.new_tensor([least])])
         return alphas
@@ -80,7 +80,7 @@ class NoiseSchedule:
 
     @cached_property
     def log_sigmas(self) -> Tensor:
-        """float64 `(T,)`; between timesteps it is taken as linear, as in k-diffusion."""
+        """float64 `(T,)`; interpolated linearly between timesteps, as in k-diffusion."""
         return self.sigmas.log()
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -95,10 +95,9 @@ class NoiseSchedule:
         return signal * x0 + noise_level * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the model is to say of `add_noise(x0, noise, t)`: the noise, or v.
+        """What the model should predict from `add_noise(x0, noise, t)`: the noise, or v.
 
-        Args:
-            x0: As for `add_noise`, and so are `noise` and `t`.
+        Arguments are those of `add_noise`.
         """
         if self.prediction == "epsilon":
             return noise
@@ -106,7 +105,7 @@ class NoiseSchedule:
         return signal * noise - noise_level * x0
 
     def _levels(self, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`sqrt(a_t)` and `sqrt(1 - a_t)`, `(B, 1, 1, 1)`, of the type of `x0` and beside it."""
+        """`sqrt(a_t)` and `sqrt(1 - a_t)`, `(B, 1, 1, 1)`, with the type and device of `x0`."""
         low = t.long()
         high = (low + 1).clamp(max=len(self) - 1)
         log_sigmas = self.log_sigmas.to(t.device, torch.float32)
@@ -160,7 +159,7 @@ class SamplingGrid:
         timesteps: Where the model is evaluated, one entry a step; may be fractional.
         alphas: `a_t` at those timesteps, and one more: where the last step ends. Only the first
             may be 0.
-        prediction: What the model says there: the noise, or v.
+        prediction: What the model predicts there: the noise, or v.
     """
 
     timesteps: tuple[float, ...]
@@ -207,7 +206,7 @@ def official_timesteps(steps: int, num_timesteps: int = 1000) -> list[int]:
 def trailing_timesteps(steps: int, num_timesteps: int = 1000) -> list[int]:
     """Timesteps spread evenly down from the last, cleanest first (arXiv 2305.08891, table 2).
 
-    Sampling starts from pure noise, and with zero terminal SNR that is what the last timestep is.
+    Sampling starts from pure noise, which is what the last timestep is with zero terminal SNR.
 
     Raises:
         ValueError: As `official_timesteps`.
@@ -248,7 +247,7 @@ def karras_grid(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> Sampli
 
 
 def _without_terminal_signal(betas: Tensor) -> Tensor:
-    """Betas whose `sqrt(a_t)` is shifted to 0 at the end and scaled to stay as it is at the start.
+    """Betas whose `sqrt(a_t)` is shifted to 0 at the end, and scaled to keep its first value.
 
     Lin et al., arXiv 2305.08891, algorithm 1.
     """

@@ -54,7 +54,7 @@ def test_a_schedule_from_before_it_named_the_prediction_predicts_the_noise():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"zero_terminal_snr": True}, "epsilon.* says nothing .* use prediction 'v'"),
+        ({"zero_terminal_snr": True}, "epsilon.* tells nothing .* use prediction 'v'"),
         ({"prediction": "v", "zero_terminal_snr": 1}, "zero_terminal_snr is 1; give true or false"),
         ({"prediction": "v", "zero_terminal_snr": True, "num_timesteps": 1}, "at least 2"),
         ({"prediction": "v", "num_timesteps": True}, "num_timesteps is True; give whole numbers"),

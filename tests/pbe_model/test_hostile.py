@@ -22,7 +22,10 @@ from .hostile import ENTRY_NAMES, KINDS, Case
 SECONDS, BYTES = 5, 10**9  # of processor time: other work on the machine does not count
 LONGEST = 2_000
 """Letters of a sentence; each thing of a file that it repeats has at most 200."""
-ALSO = {"tower": "is no image tower", "result": "is there and not of this edit"}
+ALSO = {
+    "tower": "is not an image tower",
+    "result": "already exists and is not the result of this edit",
+}
 """What an entry says of a file that it has read in full."""
 
 pytestmark = pytest.mark.skipif(

@@ -96,14 +96,14 @@ HARM = {
     "nothing": (b"", "its end is missing"),
     "an end alone that is cut": (PLAIN[-10:], "its end is missing"),
     "bytes behind the end": (PLAIN + b"x", "its end is missing"),
-    "a comment": (end_of(PLAIN, comment=1), "text behind its end"),
+    "a comment": (end_of(PLAIN, comment=1), "text follows its end"),
     "a directory elsewhere": (end_of(PLAIN, begin=3), "not where its end says"),
     "a directory that is smaller": (end_of(PLAIN, size=40), "not where its end says"),
-    "an entry less": (end_of(PLAIN, here=1, count=1), "another length than its end says"),
+    "an entry less": (end_of(PLAIN, here=1, count=1), "is not as long as its end says"),
     "an entry more": (end_of(PLAIN, here=3, count=3), "its directory is cut short"),
-    "two numbers of entries": (end_of(PLAIN, here=1), "split over several files"),
+    "two numbers of entries": (end_of(PLAIN, here=1), "split into several files"),
     "a huge directory": (end_of(PLAIN, size=2**30), "8,388,608 are the most"),
-    "other names inside": (replaced(PLAIN, b"a/data/0", b"a/data/1", 1), "not what the directory"),
+    "other names inside": (replaced(PLAIN, b"a/data/0", b"a/data/1", 1), "differs from what"),
     "a record outside": (
         replaced(PLAIN, struct.pack("<II", 8, 8), struct.pack("<II", 999, 999)),
         "(overlap|outside|not what)",
@@ -134,5 +134,5 @@ def test_two_ends_have_to_agree(tmp_path):
     data = bytearray(path.read_bytes())
     wide = data.index(b"PK\x06\x06")
     data[wide + 32] += 1  # number of entries
-    with pytest.raises(ValueError, match="two ends do not agree"):
+    with pytest.raises(ValueError, match="two ends disagree"):
         read_directory(bytes(data))

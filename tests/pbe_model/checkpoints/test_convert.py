@@ -212,7 +212,7 @@ def test_the_command_converts(tmp_path, model, layout, capsys):
         ("none/b.ckpt", "official", "there is no folder"),
         ("b.bin", "safetensors", "end it in .safetensors"),
         (".", "official", "it is a folder"),
-        (".", "diffusers", "is there already"),
+        (".", "diffusers", "already exists"),
         ("b", "onnx", "invalid choice: 'onnx'"),
     ],
 )
@@ -249,9 +249,9 @@ def lead_out(folder: Path) -> None:
     ("harm", "sentence"),
     [
         (empty, "has no unet/config.json"),
-        (lambda f: (f / "vae/config.json").write_text("{"), "config.json is no JSON"),
+        (lambda f: (f / "vae/config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda f: (f / "vae/config.json").write_text("[]"), "holds no JSON object"),
-        (lambda f: (f / "vae/config.json").write_text("{}"), "describe no Paint by Example"),
+        (lambda f: (f / "vae/config.json").write_text("{}"), "not describe a Paint by Example"),
         (lambda f: (f / "image_encoder/model.safetensors").unlink(), "no weights in"),
         (cut, "missing model.diffusion_model.input_blocks.0.0.weight"),
         (lead_out, "unet/diffusion_pytorch_model.safetensors is missing"),
@@ -325,7 +325,7 @@ def test_the_official_layout_refuses_a_model_of_v(tmp_path, dtype):
     ("entries", "sentence"),
     [
         ({"prediction_type": "sample"}, "prediction_type 'sample'; a denoiser can predict epsilon"),
-        ({"prediction_type": ["v_prediction"]}, "describe no Paint by Example model"),
+        ({"prediction_type": ["v_prediction"]}, "not describe a Paint by Example model"),
         ({"rescale_betas_zero_snr": True}, "does not go with prediction 'epsilon'"),
         ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": None}, "give true or false"),
     ],

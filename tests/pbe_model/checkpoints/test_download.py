@@ -211,7 +211,7 @@ def test_without_comfyui_a_folder_is_asked_for(run, hub, monkeypatch, tmp_path):
 def test_nothing_is_overwritten(run, hub, out):
     out.mkdir()
     (out / NAME).write_bytes(b"mine")
-    assert "is there already" in run(code=2)
+    assert "already exists" in run(code=2)
     assert (out / NAME).read_bytes() == b"mine"
     assert len(hub.requests) == 1  # for the list of files
 

@@ -125,13 +125,12 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     name = names_in_file([MIDDLE], SMALL)[MIDDLE]
     text = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": noise(4, 2)}
     cases = {
-        "unknown \\(1\\) lora_te_text_model": good | text,
+        "1 of its 4 tensors are unknown \\(lora_te_text_model": good | text,
         "to_v \\(1\\) lack a half": {n: t for n, t in good.items() if "lora_up" not in n},
-        "\\(1\\) lack a half or are of another shape": good
-        | {f"{name}.lora_up.weight": noise(8, 2)},
+        "\\(1\\) lack a half or have another shape": good | {f"{name}.lora_up.weight": noise(8, 2)},
         "another shape": good | {f"{name}.lora_down.weight": noise(3, 24)},
         "holds NaN": good | {f"{name}.lora_down.weight": noise(2, 24) / 0},
-        "no adapter of this model": {"x": noise(2, 2)},
+        "not an adapter for this model": {"x": noise(2, 2)},
     }
     before = weights(model)
     for number, (message, tensors) in enumerate(cases.items()):
@@ -219,7 +218,7 @@ def test_commands_paint_with_an_adapter(files, capsys):
     assert (read_image(files / "out/00001.png") - adapted).abs().max() == 0
     assert main([*batch, *lora]) == 0  # done already
     assert main(batch) == 1  # of another model: the note says so
-    assert "is there and not of this edit" in capsys.readouterr().err
+    assert "already exists and is not the result of this edit" in capsys.readouterr().err
     assert main([*batch[:-2], "--lora", "none.safetensors", "--out", str(files / "b")]) == 2
     assert "no adapter at none.safetensors" in capsys.readouterr().err
 

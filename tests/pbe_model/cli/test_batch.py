@@ -113,7 +113,9 @@ def test_a_result_of_another_edit_is_neither_kept_nor_overwritten(folder, capsys
     out, err = capsys.readouterr()
     assert out.endswith("out: 0 edits painted, 1 were there already, 2 failed\n")
     for line in (2, 3):
-        assert f"pbe: line {line}: out/0000{line}.png is there and not of this edit" in err
+        assert (
+            f"pbe: line {line}: out/0000{line}.png already exists and is not the result of" in err
+        )
     assert Path("out/00002.png").read_bytes() == before
     assert (pixels("out/00003.png") == HOLE).all()
 
@@ -121,7 +123,7 @@ def test_a_result_of_another_edit_is_neither_kept_nor_overwritten(folder, capsys
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
         ("[1]", "is not a JSON object"),
         ({"image": "photo.png", "mask": "mask.png"}, "--exemplar"),
         (BASE | {"stepz": 3}, "--stepz=3"),
@@ -137,7 +139,7 @@ def test_a_result_of_another_edit_is_neither_kept_nor_overwritten(folder, capsys
         (BASE | {"out": "../x.png"}, "out is '../x.png'"),
         (BASE | {"out": "x.jpg"}, "out is 'x.jpg'"),
         (BASE | {"region": "each", "paste_back": False}, "a picture for each hole"),
-        (BASE | {"out": "00001.png"}, "the result of line 1 already"),
+        (BASE | {"out": "00001.png"}, "is already the result of line 1"),
     ],
     ids=str,
 )

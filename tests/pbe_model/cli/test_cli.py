@@ -154,7 +154,7 @@ def test_the_options_have_the_defaults_of_edit(capsys):
         main(["edit", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     for name, default in DEFAULTS.items():
-        usual = "(by the size of the crop|what it was trained at)" if default is None else default
+        usual = "(by the size of the crop|as it was trained)" if default is None else default
         assert re.search(
             rf"--{name.replace('_', '-')}\b[^\[]*\[{usual}\]", said.split("options:")[1]
         ), name

@@ -245,7 +245,7 @@ def test_augment_names_bad_values(arguments, sentence):
 def test_augment_refuses_empty_and_misshapen_masks():
     with pytest.raises(ValueError, match="mask is empty"):
         augment(torch.zeros(64, 64), "bezier")
-    with pytest.raises(ValueError, match=r"not \(1, 1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"has shape \(1, 1, 4, 4\)"):
         augment(torch.ones(1, 1, 4, 4))
 
 

@@ -19,7 +19,7 @@ from .headers import UNREAD, entry, with_header
 from .strangers import HTML, LFS
 
 _FIT = "does not fit the model"
-_NONE = "is no adapter of this model"
+_NONE = "is not an adapter for this model"
 _NUMBERS = "holds NaN or infinite values"
 _LAYER = next(
     name for name in names_in_file(adaptable(small_model()), SMALL).values() if "to_q" in name
@@ -81,7 +81,9 @@ FILES: Table = {
     "pickle.ckpt": Case(ARCHIVES["two_faced_script.ckpt"].make, UNREAD),
     "nothing.safetensors": Case(content(with_header("{}")), _NONE),
     "other_names.safetensors": _case(_NONE, layer="lora_te_text_model"),
-    "escapes.safetensors": _case(r"unknown \(2\) \\x1b\]0;owned\\x07", layer=TERMINAL),
+    "escapes.safetensors": _case(
+        r"2 of its 2 tensors are unknown \(\\x1b\]0;owned\\x07", layer=TERMINAL
+    ),
     "many_names.safetensors": Case(
         built(lambda: with_header({TERMINAL + f"{i}": entry(0, 0, 0) for i in range(40_000)})),
         _NONE,
@@ -111,7 +113,7 @@ FILES: Table = {
         _NUMBERS, alpha=(), of_alpha=struct.pack("<f", 3e38), number=1e10
     ),
     **{
-        f"{dtype}.safetensors": _case("which is no type of weights here", dtype=dtype)
+        f"{dtype}.safetensors": _case("which is not a weight type here", dtype=dtype)
         for dtype in ("I8", "I32", "I64", "U8", "U16", "BOOL", "F8_E4M3", "C64")
     },
     **{

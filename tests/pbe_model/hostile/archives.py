@@ -18,11 +18,11 @@ _BIG = 2**32 - 1
 """Of four bytes: the value stands elsewhere."""
 _DEFLATED = {"method": 8, "size": 2**31}
 
-_OTHER = "a record is not what the directory says"
-_OUTSIDE = "a record lies outside of it"
-_END = "its end is missing, or there is something behind it"
+_OTHER = "a record differs from what the directory says"
+_OUTSIDE = "a record lies outside the file"
+_END = "its end is missing, or something follows it"
 _PLACE = "its directory is not where its end says"
-_TWO_ENDS = "its two ends do not agree"
+_TWO_ENDS = "its two ends disagree"
 
 
 class Script(torch.nn.Module):
@@ -134,10 +134,10 @@ FILES: Table = {
         built(lambda: archive(_PICKLE, *_REST) + archive(_PICKLE, *_REST)), _PLACE
     ),
     "shifted.ckpt": Case(built(lambda: b"PK\3\4" + archive(_PICKLE, *_REST)), _PLACE),
-    "split.ckpt": _ended("split over several files", end={"disk": 1}),
-    "starts_elsewhere.ckpt": _ended("split over several files", end={"first": 1}),
-    "counts_differ.ckpt": _ended("split over several files", end={"here": 3}),
-    "fewer.ckpt": _ended("another length than its end says", end={"here": 3, "count": 3}),
+    "split.ckpt": _ended("split into several files", end={"disk": 1}),
+    "starts_elsewhere.ckpt": _ended("split into several files", end={"first": 1}),
+    "counts_differ.ckpt": _ended("split into several files", end={"here": 3}),
+    "fewer.ckpt": _ended("is not as long as its end says", end={"here": 3, "count": 3}),
     "more.ckpt": _ended("its directory is cut short", end={"here": 5, "count": 5}),
     "end64_counts.ckpt": _ended(_TWO_ENDS, end64={"count": 3, "here": 3}),
     "end64_offset.ckpt": _ended(_TWO_ENDS, end64={"offset": 0}),
@@ -150,10 +150,10 @@ FILES: Table = {
     "end64_split.ckpt": _ended("its end is not where it says", end64={}, locator={"disks": 7}),
     "twice.ckpt": _lying("two of its records have the same name", _PICKLE, _PICKLE, *_REST),
     "renamed.ckpt": _lying(_OTHER, _PICKLE._replace(named="archive/data.pkm")),
-    "two_pickles.ckpt": _lying("it has 2 records data.pkl", Record("b/data.pkl"), _PICKLE, *_REST),
-    "no_pickle.ckpt": _lying("it has 0 records data.pkl", *_REST),
+    "two_pickles.ckpt": _lying("2 records named data.pkl", Record("b/data.pkl"), _PICKLE, *_REST),
+    "no_pickle.ckpt": _lying("it has 0 records named data.pkl", *_REST),
     "elsewhere.ckpt": _lying(
-        "it has 0 records data.pkl", Record("../../ran-by-file/data.pkl", _PICKLE.data)
+        "it has 0 records named data.pkl", Record("../../ran-by-file/data.pkl", _PICKLE.data)
     ),
     "script.ckpt": Case(built(script), "TorchScript"),
     "constants.ckpt": _lying("TorchScript", Record("archive/constants.pkl"), _PICKLE, *_REST),
@@ -180,7 +180,7 @@ FILES: Table = {
     "encrypted_inside.ckpt": _lying(_OTHER, _PICKLE._replace(local={"flags": 1})),
     "packed_inside.ckpt": _lying(_OTHER, _PICKLE._replace(local={"method": 8})),
     "size_inside.ckpt": _lying(_OTHER, _PICKLE._replace(local={"size": 7})),
-    "grows.ckpt": _lying("claims to unpack to more than it has", _pickled(size=2**31)),
+    "grows.ckpt": _lying("claims to unpack to more than it holds", _pickled(size=2**31)),
     "packed.ckpt": _lying("it is a compressed archive", _pickled(**_DEFLATED)),
     "packed_somehow.ckpt": _lying("it is a compressed archive", _pickled(method=99)),
     "packed_weights.ckpt": _lying(
@@ -214,13 +214,14 @@ FILES: Table = {
     ).briefly(),
     "longest_directory.ckpt": _ended("its directory has 4,294,967,294", end={"size": _BIG - 1}),
     "many_records.ckpt": Case(
-        built(lambda: archive(*(Record(f"a/{i}") for i in range(40_000)))), "0 records data.pkl"
+        built(lambda: archive(*(Record(f"a/{i}") for i in range(40_000)))),
+        "0 records named data.pkl",
     ).briefly(),
-    "many_fields.ckpt": Case(built(_many_fields), "0 records data.pkl").briefly(),
+    "many_fields.ckpt": Case(built(_many_fields), "0 records named data.pkl").briefly(),
     "large_order.ckpt": _large_record("archive/byteorder", b"little"),
     "large_pickle.ckpt": _large_record("archive/data.pkl", PROTO),
     # ---- cut short
     "cut.ckpt": Case(built(lambda: archive(_PICKLE, *_REST)[:-1]), _END),
     "start.ckpt": Case(built(lambda: b"PK\3\4"), _END),
-    "end_alone.ckpt": Case(built(archive), "it does not begin as such files do"),
+    "end_alone.ckpt": Case(built(archive), "it does not begin like one"),
 }

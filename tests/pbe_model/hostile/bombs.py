@@ -33,7 +33,7 @@ from .pickling import (
     text,
 )
 
-_KEY = r"as key of a dictionary or in a set"
+_KEY = r"as a dictionary key or in a set"
 _DEEP = "nested more than 100 levels deep|steps"
 _STEPS = r"its pickle has more than [\d,]+ steps"
 _LIMITS = rf"its pickle has|its pickle remembers|{NO_MODEL}"
@@ -118,12 +118,14 @@ FILES: Table = {
     "hash_tensor.ckpt": Case(checkpoint(DICT, storage(), NONE, b"s"), _KEY),
     "hash_bytes.ckpt": Case(checkpoint(DICT, b"C\x01a", NONE, b"s"), _KEY),
     "frozen_sets.ckpt": Case(checkpoint(b"((\x91\x91"), _KEY),
-    "str_persistent_id.ckpt": Case(checkpoint(_ROWS, b"Q"), "something else than a storage"),
+    "str_persistent_id.ckpt": Case(checkpoint(_ROWS, b"Q"), "something that is not a storage"),
     "deep_persistent_id.ckpt": Case(
         checkpoint(row(text("storage"), _ROWS, text("0"), text("cpu"), number(1)), b"Q"),
-        "something else than a storage",
+        "something that is not a storage",
     ),
-    "deep_names.ckpt": Case(checkpoint(_ROWS, _ROWS, b"\x93"), "names a class by something else"),
+    "deep_names.ckpt": Case(
+        checkpoint(_ROWS, _ROWS, b"\x93"), "names a class with something other"
+    ),
     "deep_arguments.ckpt": Case(
         checkpoint(REBUILD, _ROWS, REDUCE), "arguments that it does not take"
     ),

@@ -31,7 +31,7 @@ Table = dict[str, Case]
 """By the name of the file, whose suffix says how it is read."""
 
 NO_MODEL = (
-    "no Paint by Example checkpoint|holds no weights|does not fit the model|no part of a|"
+    "not a Paint by Example checkpoint|holds no weights|does not fit the model|no part of a|"
     "lacks or misshapes"
 )
 """What is said of a file that is read in full and was harmless."""

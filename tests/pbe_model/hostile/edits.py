@@ -26,7 +26,7 @@ def _with(says: str, **values: Any) -> Case:
 FILES: Table = {
     # ---- no lines
     "zeros.jsonl": Case(sparse(b"", 2**36), _UNREAD),
-    "sparse.jsonl": Case(sparse(b"{}", 2**28 - 1), f"{_UNREAD}|line 1: not JSON"),
+    "sparse.jsonl": Case(sparse(b"{}", 2**28 - 1), f"{_UNREAD}|line 1: not valid JSON"),
     "newlines.jsonl": Case(built(lambda: b"\n" * 2**25), f"{_UNREAD}|is empty"),
     "letters.jsonl": Case(content(b"\xff\xfe{}\n"), f"{_UNREAD}|is not UTF-8"),
     "empty.jsonl": Case(content(b""), "is empty"),
@@ -35,14 +35,14 @@ FILES: Table = {
     "deep_objects.jsonl": _line("nested too deeply", '{"image":' * 400_000),
     **{
         f"nested_{levels}.jsonl": _line(
-            "nested too deeply|give a text or a number",
+            "nested too deeply|give a string or a number",
             '{"image":' + "[" * levels + "]" * levels + "}",
         )
         for levels in (100, 900, 960, 970, 980, 985, 990)
     },
-    "digits.jsonl": _line("not JSON", '{"steps":' + "9" * 5_000 + "}"),
+    "digits.jsonl": _line("not valid JSON", '{"steps":' + "9" * 5_000 + "}"),
     "list.jsonl": _line("is not a JSON object", "[" + "1," * 100_000 + "1]"),
-    "page.jsonl": _line("not JSON", "<html>"),
+    "page.jsonl": _line("not valid JSON", "<html>"),
     "text.jsonl": _line("is not a JSON object", json.dumps(TERMINAL * 1_000)),
     # ---- no options
     "escapes.jsonl": _with(r"--\\x1b\]0;owned\\x07", **{TERMINAL: 1}),
@@ -50,8 +50,8 @@ FILES: Table = {
     "checkpoint.jsonl": _with("unrecognized", checkpoint="two_faced.ckpt"),
     "nothing.jsonl": _with("unrecognized", **{"": 1}),
     "dashes.jsonl": _with("unrecognized", **{"--": 1}),
-    "table.jsonl": _with("give a text or a number", image={TERMINAL: TERMINAL}),
-    "null.jsonl": _with("give a text or a number", image=None),
+    "table.jsonl": _with("give a string or a number", image={TERMINAL: TERMINAL}),
+    "null.jsonl": _with("give a string or a number", image=None),
     # ---- numbers
     "steps_huge.jsonl": _with("steps", steps=HUGE),
     "steps_2_40.jsonl": _with("steps", steps=2**40),
@@ -88,7 +88,7 @@ FILES: Table = {
     "out_kind.jsonl": _with("give a plain", out="out.eps"),
     "out_twice.jsonl": Case(
         built(lambda: (_LAST + "\n" + json.dumps({**GOOD, "out": "good.png"}) + "\n").encode()),
-        "line 2: .*is the result of line 1 already",
+        "line 2: .*is already the result of line 1",
     ),
     "device.jsonl": _with("not a regular file", image="/dev/zero"),
     "itself.jsonl": _with("not a picture", exemplar="itself.jsonl"),

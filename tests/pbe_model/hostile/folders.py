@@ -23,8 +23,8 @@ from .zipping import Record, archive, two_faced
 
 _WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 _INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
-_NONE = "describe no Paint by Example model"
-_NO_TOWER = "no image tower|no weights in"
+_NONE = "not describe a Paint by Example model"
+_NO_TOWER = "no image tower|not an image tower|no weights in"
 _ALL = ("inspect", "convert", "edit", "batch", "from_checkpoint", "train")
 _SCHEDULE = "scheduler/scheduler_config.json"
 
@@ -61,7 +61,7 @@ def _instead(name: str, make: Callable[[Path], object]) -> Callable[[Path], None
     return change
 
 
-def _text(name: str, content: str | bytes, says: str = "is no JSON") -> Case:
+def _text(name: str, content: str | bytes, says: str = "is not valid JSON") -> Case:
     raw = content.encode() if isinstance(content, str) else content
     return _folder(says, _instead(name, lambda file: file.write_bytes(raw)))
 
@@ -160,7 +160,7 @@ FILES: Table = {
     "levels_numbers": _stating(_NONE, "unet", down_block_types=[1, 2]),
     "levels_text": _stating(f"{_NONE}|attention", "unet", down_block_types="CrossAttn"),
     "heads_list": _stating(f"{_NONE}|num_heads", "unet", attention_head_dim=[5, 10]),
-    "heads_odd": _stating("cannot be divided by num_heads", "unet", attention_head_dim=5),
+    "heads_odd": _stating("is not divisible by num_heads", "unet", attention_head_dim=5),
     "blocks_list": _stating(f"{_NONE}|num_res_blocks", "unet", layers_per_block=[2, 2]),
     "blocks_many": _stating(f"{_NONE}|num_res_blocks", "unet", layers_per_block=10**9),
     "context_none": _stating(f"{_NONE}|context_dim", "unet", cross_attention_dim=None),
@@ -192,8 +192,8 @@ FILES: Table = {
         "no weights in|is missing", _instead(_WEIGHTS, lambda f: f.symlink_to(f.name))
     ),
     "weights_page": _folder("its header claims", _instead(_WEIGHTS, lambda f: f.write_bytes(HTML))),
-    "weights_int8": _folder("no type of weights", _stranger(torch.int8)),
-    "weights_fp8": _folder("no type of weights", _stranger(torch.float8_e4m3fn)),
+    "weights_int8": _folder("not a weight type", _stranger(torch.int8)),
+    "weights_fp8": _folder("not a weight type", _stranger(torch.float8_e4m3fn)),
     "two_faced": _folder("its directory is not where", _pickled(_two_faced)),
     "pickle_list": _folder("but list", _pickled(checkpoint(b"]"))),
     "pickle_of_nothing": _folder(
@@ -219,7 +219,7 @@ FILES: Table = {
     "index_number": _index("is missing|no weight_map", 10**300),
     "index_list": _index("is missing|no weight_map", ["shard.safetensors"]),
     "index_deep": _folder(
-        "is no JSON",
+        "is not valid JSON",
         lambda path: (
             (path / _WEIGHTS).unlink(),
             (path / _INDEX).write_text('{"weight_map":' + "[" * 400_000),

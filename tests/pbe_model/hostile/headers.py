@@ -166,14 +166,14 @@ FILES: Table = {
     ),
     "wide_and_empty.safetensors": Case(
         content(with_header(_tower_shapes())),
-        "Stable Diffusion|misshapen|no part|no image tower|shape",
+        "Stable Diffusion|misshapen|no part|not an image tower|shape",
     ),
     "dimensions.safetensors": Case(
         content(with_header({_FIRST: entry(0, 4, *[1] * 5_000)}, bytes(4))), f"{NO_MODEL}|{UNREAD}"
     ),
     "twice.safetensors": Case(
         content(with_header('{"a":%s,"a":%s}' % ((json.dumps(entry(0, 8, 2)),) * 2), bytes(8))),
-        "'a' stands in its header twice",
+        "'a' is in its header twice",
     ),
     "twice_inside.safetensors": Case(
         content(
@@ -181,15 +181,15 @@ FILES: Table = {
                 '{"a":{"dtype":"F32","dtype":"F64","shape":[1],"data_offsets":[0,4]}}', bytes(4)
             )
         ),
-        "'dtype' stands in its header twice",
+        "'dtype' is in its header twice",
     ),
     "twice_escaped.safetensors": Case(
         content(with_header(r'{"\u001b[31m":0,"\u001b[31m":0}')),
-        r"'\\+x1b\[31m' stands in its header",
+        r"'\\+x1b\[31m' is in its header",
     ),
     "names.safetensors": Case(
         built(lambda: with_header(_many(330_000, 0)[:-1] + ',"z":0,"z":0}')),
-        "stands in its header twice",
+        "is in its header twice",
     ).briefly(),
     "many.safetensors": Case(
         built(lambda: with_header(_many(600_000, 0))), "it has 600,000 tensors"
@@ -226,7 +226,7 @@ FILES: Table = {
             changed_model(**{"learnable_vector": {"dtype": dtype}})
             if dtype in ("I32", "U32")
             else content(with_header({_FIRST: entry(0, 32, 1, 4, 4, 2, dtype=dtype)}, bytes(32))),
-            f"which is no type of weights|{UNREAD}|another model|Stable Diffusion|{NO_MODEL}",
+            f"which is not a weight type|{UNREAD}|another model|Stable Diffusion|{NO_MODEL}",
         )
         for dtype in _TYPES
     },
@@ -235,7 +235,7 @@ FILES: Table = {
     ),
     "escapes.safetensors": Case(
         changed_model(metadata={f"a{TERMINAL}": TERMINAL}),
-        "no image tower for",
+        "not an image tower for",
         ("inspect", "convert", "edit", "batch", "from_checkpoint", "train"),
     ),
     "escaped_tensor.safetensors": Case(

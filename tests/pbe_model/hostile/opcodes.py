@@ -37,9 +37,9 @@ from .pickling import (
 from .zipping import archive
 
 _CALLED = "calls a function with arguments that it does not take"
-_STATE = "gives a state to something that has none"
-_MADE = "makes an object of something else than a class"
-_REFERS = "refers to something else than a storage"
+_STATE = "sets the state of something that has none"
+_MADE = "makes an object from something that is not a class"
+_REFERS = "refers to something that is not a storage"
 _DAMAGED = "its pickle is damaged"
 _CUT = "its pickle is cut short"
 _INERT = NO_MODEL
@@ -161,15 +161,17 @@ FILES: Table = {
     "state_of_a_module.ckpt": _value(named("torch", "_utils") + table(os=_EVAL) + BUILD),
     "slots.ckpt": _value(named("torch", "Tensor") + NONE + table(neg=TRUE) + b"\x86" + BUILD),
     # ---- things in the wrong places
-    "keys_for_a_list.ckpt": _value(LIST + NONE * 2 + b"s", "gives keys to something else"),
-    "keys_for_a_tensor.ckpt": _value(tensor() + b"(" + NONE * 2 + b"u", "gives keys to something"),
-    "append_to_a_table.ckpt": _value(DICT + NONE + b"a", "appends to something else than a list"),
-    "append_to_a_row.ckpt": _value(EMPTY + b"(" + NONE + b"e", "appends to something else"),
-    "add_to_a_list.ckpt": _value(LIST + b"(" + NONE + b"\x90", "adds to something else than a set"),
+    "keys_for_a_list.ckpt": _value(LIST + NONE * 2 + b"s", "sets keys of something"),
+    "keys_for_a_tensor.ckpt": _value(tensor() + b"(" + NONE * 2 + b"u", "sets keys of something"),
+    "append_to_a_table.ckpt": _value(DICT + NONE + b"a", "appends to something that is not a list"),
+    "append_to_a_row.ckpt": _value(EMPTY + b"(" + NONE + b"e", "appends to something that"),
+    "add_to_a_list.ckpt": _value(
+        LIST + b"(" + NONE + b"\x90", "adds items to something that is not a set"
+    ),
     "odd.ckpt": Case(checkpoint(DICT + b"(" + NONE * 3 + b"u"), _DAMAGED),
     "odd_table.ckpt": Case(checkpoint(b"(" + NONE * 3 + b"d"), _DAMAGED),
     "class_of_numbers.ckpt": _value(
-        NONE * 2 + b"\x93", "names a class by something else than text"
+        NONE * 2 + b"\x93", "names a class with something other than a string"
     ),
     **{
         f"nothing_to_{name}.ckpt": Case(checkpoint(code), _DAMAGED)
@@ -217,16 +219,17 @@ FILES: Table = {
     "long_array.ckpt": _value(b"\x96" + b"\xff" * 8, "its pickle"),
     "long_number.ckpt": _value(b"\x8a\xff1", _CUT),
     "no_text.ckpt": _value(b"X\x02\x00\x00\x00\xff\xfe", "codec can't decode"),
-    "no_name.ckpt": _value(b"c" + b"a" * 300 + b"\nb\n", "has a name that is too long"),
+    "no_name.ckpt": _value(b"c" + b"a" * 300 + b"\nb\n", "has too long a name"),
     # ---- at the top
-    "top_list.ckpt": Case(checkpoint(LIST), "holds no dictionary of tensors but list"),
-    "top_row.ckpt": Case(checkpoint(numbers(1, 2)), "holds no dictionary of tensors but tuple"),
-    "top_none.ckpt": Case(checkpoint(NONE), "holds no dictionary of tensors but NoneType"),
-    "top_tensor.ckpt": Case(checkpoint(tensor()), "holds no dictionary of tensors but Tensor"),
-    "top_storage.ckpt": Case(checkpoint(storage()), "holds no dictionary|object of foreign code"),
-    "top_function.ckpt": Case(checkpoint(REBUILD), "holds no dictionary of tensors but"),
+    "top_list.ckpt": Case(checkpoint(LIST), "type list, not a dictionary of tensors"),
+    "top_row.ckpt": Case(checkpoint(numbers(1, 2)), "type tuple, not a dictionary of tensors"),
+    "top_none.ckpt": Case(checkpoint(NONE), "type NoneType, not a dictionary of tensors"),
+    "top_tensor.ckpt": Case(checkpoint(tensor()), "type Tensor, not a dictionary of tensors"),
+    "top_storage.ckpt": Case(checkpoint(storage()), "not a dictionary|object of foreign code"),
+    "top_function.ckpt": Case(checkpoint(REBUILD), "not a dictionary of tensors"),
     "state_of_texts.ckpt": Case(
-        checkpoint(table(state_dict=text("a"))), "its 'state_dict' is no dictionary"
+        checkpoint(table(state_dict=text("a"))),
+        "its 'state_dict' is not a dictionary, so this is not a model checkpoint",
     ),
     "numbers_as_names.ckpt": Case(
         checkpoint(table(state_dict=DICT + number(1) + tensor() + b"s")), "holds no weights"

@@ -32,9 +32,9 @@ from .pickling import (
     text,
 )
 
-_START = "it does not begin as such files do"
-_VERSION = "it is not of the version that it says"
-_KEYS = "its list of storages does not fit its tensors"
+_START = "it does not begin like one"
+_VERSION = "its header is damaged or of an unknown version"
+_KEYS = "its list of storages does not match its tensors"
 _COUNT = "it is cut short, or a storage has another size"
 _NO_FILE = "no checkpoint at|no image tower at"
 
@@ -116,10 +116,10 @@ FILES: Table = {
     "safe.ckpt": Case(content(struct.pack("<Q", 2) + b"{}"), _START),
     "gzip.ckpt": Case(built(lambda: gzip.compress(_WEIGHTS)), _START),
     "zeros.ckpt": Case(sparse(b"", 2**32), _START),
-    "numpy.ckpt": Case(built(_npz), "0 records data.pkl|a record is not what"),
-    "zip.ckpt": Case(built(_zip), "0 records data.pkl"),
+    "numpy.ckpt": Case(built(_npz), "0 records named data.pkl|a record differs from what"),
+    "zip.ckpt": Case(built(_zip), "0 records named data.pkl"),
     "tar.ckpt": Case(built(_tar), "it is a tar archive"),
-    "module.ckpt": Case(_saved(torch.nn.Linear(2, 2), zipped=True), "no dictionary of tensors"),
+    "module.ckpt": Case(_saved(torch.nn.Linear(2, 2), zipped=True), "not a dictionary of tensors"),
     **{
         f"pickle_{protocol}.ckpt": Case(content(pickle.dumps(_COMMAND, protocol=protocol)), _START)
         for protocol in range(6)
@@ -141,7 +141,7 @@ FILES: Table = {
         _saved({"state_dict": _COMMAND}, zipped=False), "holds no weights"
     ),
     "legacy_module.ckpt": Case(
-        _saved(torch.nn.Linear(2, 2), zipped=False), "something else than a storage"
+        _saved(torch.nn.Linear(2, 2), zipped=False), "something that is not a storage"
     ),
     "legacy_version.ckpt": _legacy(_VERSION, version=1002),
     "legacy_version_row.ckpt": _legacy(_VERSION, version=(1001,)),
@@ -179,10 +179,10 @@ FILES: Table = {
     ),
     "legacy_stride0.ckpt": _legacy("a tensor claims", program(table(a=tensor((10**9,), (0,))))),
     "legacy_view.ckpt": _legacy(
-        "something else than a storage",
+        "something that is not a storage",
         program(table(a=tensor(of=storage("Float", "0", 1, row(text("1"), number(0), number(1)))))),
     ),
-    "legacy_identity.ckpt": _legacy("something else than a storage", program(numbers(1, 2) + b"Q")),
+    "legacy_identity.ckpt": _legacy("that is not a storage", program(numbers(1, 2) + b"Q")),
     "legacy_other_pickles.ckpt": Case(
         built(
             lambda: legacy(

@@ -31,10 +31,10 @@ from .pickling import (
 )
 
 _CLAIMS = "a tensor claims"
-_SIZE = r"a tensor has the size|whole numbers|a tensor of \d+ sides and"
+_SIZE = r"a tensor has the size|whole numbers|a tensor of \d+ sizes and"
 _STORAGE = "bytes where its tensors say"
 _ARGUMENTS = "arguments that it does not take"
-_TYPE = "which is no type of weights here"
+_TYPE = "which is not a weight type here"
 _NUMBERS = "holds NaN or infinite values|lacks or misshapes"
 _UNREAD = ("inspect",)
 """What does not look at the numbers."""
@@ -183,7 +183,7 @@ FILES: Table = {
     "class_as_dtype.ckpt": Case(holding(_typed(named("posix", "system"))), _ARGUMENTS),
     "quantised.ckpt": Case(
         holding(call(named("torch._utils", "_rebuild_qtensor"), storage("QInt8"))),
-        f"something else than a storage|{NO_MODEL}",
+        f"something that is not a storage|{NO_MODEL}",
     ),
     "sparse.ckpt": Case(
         holding(
@@ -213,7 +213,7 @@ FILES: Table = {
         for dtype in ("int8", "bool", "int64", "uint16", "float8_e4m3fn", "float8_e5m2")
     },
     "complex.ckpt": Case(
-        _model(first=lambda w: w.to(torch.complex64)), "something else than a storage"
+        _model(first=lambda w: w.to(torch.complex64)), "something that is not a storage"
     ),
     "one_int.ckpt": Case(_model(first=lambda w: w.to(torch.int32)), _TYPE),
     "nan.ckpt": Case(_model(first=_first(float("nan"))), _NUMBERS, _UNREAD),
