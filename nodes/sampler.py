@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..pbe_model.editing.batch import BatchEditor
 from ..pbe_model.editing.crop_plan import MODES
 from ..pbe_model.editing.crop_settings import CONTEXT, CropSettings
-from ..pbe_model.editing.paint import initial_noise
+from ..pbe_model.editing.denoise import initial_noise
 from .adapter import Conditioning, check_parts, encode_masked, pbe_config, sample
 from .category import CATEGORY
 from .convert import batch_size, mask_like, rgb, row, rows

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .config import PBEConfig
 from .networks.attention import Attention, sdpa_attention
 from .networks.exemplar_encoder import ExemplarEncoder
-from .networks.inputs import unet_input
+from .networks.masked_inputs import unet_input
 from .networks.unet import UNet
 from .networks.vae import AutoencoderKL
 from .sampling.schedule import NoiseSchedule

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...pbe_model.config import PBEConfig, UNetConfig
 from ...pbe_model.networks.attention import Attention
-from ...pbe_model.networks.inputs import latent_keep_mask
+from ...pbe_model.networks.masked_inputs import latent_keep_mask
 from ...pbe_model.networks.unet import UNet
 from .attention import HostAttention, attention_backend
 

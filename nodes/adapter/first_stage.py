@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...pbe_model.config import VAEConfig
-from ...pbe_model.networks.inputs import masked_image
+from ...pbe_model.networks.masked_inputs import masked_image
 
 
 def load_vae(config: VAEConfig, state_dict: dict[str, Tensor]) -> comfy.sd.VAE:

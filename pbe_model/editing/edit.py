@@ -21,8 +21,8 @@ from ..untrusted import shown
 from .batch import BatchEditor, EditResult
 from .checks import check_picture
 from .crop_settings import DEFAULT_CROP, CropSettings
+from .denoise import encode_crops, encode_exemplar, initial_noise, paint_crops
 from .exemplar_image import Fit
-from .paint import encode_crops, encode_exemplar, initial_noise, paint_crops
 
 MAX_STEPS = 10_000
 MAX_IMAGES = 1_000

@@ -129,7 +129,7 @@ def check_attention_is_the_host_s_and_can_be_overridden(parts: Parts) -> None:
 
 
 def check_the_keep_mask_comes_last_and_is_not_rounded(parts: Parts) -> None:
-    mask = ours("pbe_model.networks.inputs")
+    mask = ours("pbe_model.networks.masked_inputs")
     hole_mask = torch.zeros(1, 64, 64)
     hole_mask[:, 10:41, 6:50] = 0.9
     masked = torch.randn(1, 4, SIDE, SIDE)
@@ -149,7 +149,7 @@ def check_the_keep_mask_comes_last_and_is_not_rounded(parts: Parts) -> None:
 def check_latents_are_those_of_our_sampler(parts: Parts) -> None:
     """On whole timesteps, to which the host rounds; the samplers are written independently."""
     schedule, samplers = ours("pbe_model.sampling.schedule"), ours("pbe_model.sampling.samplers")
-    mask = ours("pbe_model.networks.inputs")
+    mask = ours("pbe_model.networks.masked_inputs")
     hole_mask = torch.zeros(1, 64, 64)
     hole_mask[:, 16:48, 16:48] = 1
     masked, noise = torch.randn(1, 4, SIDE, SIDE), torch.randn(1, 4, SIDE, SIDE)

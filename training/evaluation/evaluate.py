@@ -28,7 +28,7 @@ from pbe_model import PaintByExample
 from pbe_model.cli.demo import sheet
 from pbe_model.editing.batch import BatchEditor, EditResult
 from pbe_model.editing.crop_settings import DEFAULT_CROP
-from pbe_model.editing.paint import encode_crops, encode_exemplar, initial_noise, paint_crops
+from pbe_model.editing.denoise import encode_crops, encode_exemplar, initial_noise, paint_crops
 from training.evaluation.pairs import SPLIT, Pair, draw_candidates, load_pairs
 from training.evaluation.table import TRUTH, Evaluation, Row, Scores
 

@@ -18,7 +18,7 @@ from pbe_model.checkpoints import load as checkpoint
 from pbe_model.checkpoints.clip_tower import PUBLISHED, load_tower
 from pbe_model.checkpoints.infer_config import METADATA_KEY, infer_config
 from pbe_model.config import CONFIGS, PBEConfig
-from pbe_model.editing.paint import InpaintInputs, guided
+from pbe_model.editing.denoise import InpaintInputs, guided
 from pbe_model.model import PaintByExample
 from pbe_model.networks.exemplar_encoder import normalise
 from pbe_model.networks.layers import ResBlock, SpatialTransformer

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pbe_model.networks.inputs import latent_keep_mask, masked_image
+from pbe_model.networks.masked_inputs import latent_keep_mask, masked_image
 from pbe_model.networks.vae import AutoencoderKL
 from training.data.dataset import BoxDataset
 from training.demo.recipes import Recipes

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pbe_model.networks.exemplar_encoder import ExemplarEncoder, normalise
-from pbe_model.networks.inputs import unet_input
+from pbe_model.networks.masked_inputs import unet_input
 from pbe_model.networks.unet import UNet
 from pbe_model.networks.vae import AutoencoderKL
 from pbe_model.sampling.schedule import NoiseSchedule

@@ -24,7 +24,7 @@ from pbe_model.checkpoints.load import inspect, read, state_dict
 from pbe_model.checkpoints.save import convert, save_diffusers, save_model, save_official
 from pbe_model.cli.main import main
 from pbe_model.config import ScheduleConfig
-from pbe_model.editing.paint import InpaintInputs, guided
+from pbe_model.editing.denoise import InpaintInputs, guided
 from pbe_model.sampling.samplers import sample
 
 from ..peers import peer_encoder, peer_unet, peer_vae

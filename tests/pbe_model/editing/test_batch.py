@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pbe_model import CropSettings, PaintByExample, edit
 from pbe_model.editing.batch import BatchEditor, repeat_rows
-from pbe_model.editing.paint import encode_crops, encode_exemplar, initial_noise, paint_crops
+from pbe_model.editing.denoise import encode_crops, encode_exemplar, initial_noise, paint_crops
 from pbe_model.editing.region import crop, match_colour
 
 from ..small import small_model, uniform

@@ -12,15 +12,15 @@ from torch import Tensor
 from pbe_model import PaintByExample, edit
 from pbe_model.editing.crop_plan import MODES
 from pbe_model.editing.crop_settings import CropSettings
-from pbe_model.editing.edit import PRESETS
-from pbe_model.editing.exemplar_image import preprocess
-from pbe_model.editing.paint import (
+from pbe_model.editing.denoise import (
     InpaintInputs,
     encode_crops,
     encode_exemplar,
     guided,
     initial_noise,
 )
+from pbe_model.editing.edit import PRESETS
+from pbe_model.editing.exemplar_image import preprocess
 from pbe_model.editing.region import crop, match_colour
 from pbe_model.image_io import read_image, write_image
 from pbe_model.networks.exemplar_encoder import normalise

@@ -15,7 +15,7 @@ from pbe_model.editing.mask import (
     remove_specks,
 )
 from pbe_model.editing.mask_shapes import bezier_mask, bezier_outline, box_mask, extend_box
-from pbe_model.networks.inputs import latent_keep_mask, masked_image
+from pbe_model.networks.masked_inputs import latent_keep_mask, masked_image
 
 
 def disc(size: int = 65, radius: float = 20) -> torch.Tensor:

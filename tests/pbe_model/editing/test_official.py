@@ -255,7 +255,7 @@ def test_diffusers_takes_the_nearest_pixel_of_the_mask(stock, ours, monkeypatch)
     theirs = stock(*given)
     assert not same(theirs, ours(*given))
     nearest = lambda hole_mask, size: 1 - hole_mask[..., ::CELL, ::CELL]  # noqa: E731
-    monkeypatch.setattr("pbe_model.editing.paint.latent_keep_mask", nearest)
+    monkeypatch.setattr("pbe_model.editing.denoise.latent_keep_mask", nearest)
     assert same(theirs, ours(*given))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..model import PaintByExample
 from ..networks.exemplar_encoder import normalise
-from ..networks.inputs import latent_keep_mask, masked_image
+from ..networks.masked_inputs import latent_keep_mask, masked_image
 from ..sampling.samplers import Callback, Denoise, guidance, sample
 from .batch import repeat_rows
 from .exemplar_image import Fit, preprocess
