@@ -29,11 +29,11 @@ from training.evaluation.evaluate import evaluate_pairs
 from training.evaluation.pairs import load_pairs
 from training.export import export
 
-PIECE = 15_950_000
+PIECE = 15_990_000
 """Bytes."""
 SIMILARITIES = (1.0, 2.0, 3.0, 4.0)
 
-_PUBLISH_EVERY = 75.0  # seconds between the weights that are brought home
+_PUBLISH_EVERY = 60.0  # seconds between the weights that are brought home
 _ENDING = {"first_stage": 15.0, "diffusion": 45.0}
 """Seconds that are kept for saving, exporting and measuring."""
 _SAVING = 30.0  # seconds that a run may take to save and stop

@@ -1,13 +1,16 @@
-"""The bundled model's edits on the device against those on the CPU."""
+"""Edits on the device against those on the CPU: of the bundled model, and of the published size."""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.networks import random_model, sizes
 from benchmarks.gpu.options import Options
-from benchmarks.gpu.report import Report
-from pbe_model import PaintByExample, edit
+from benchmarks.gpu.report import Report, free
+from pbe_model import CropSettings, PaintByExample, edit
 from pbe_model.scenes import load_scenes
 
 # Mean difference in levels of 8 bits. The noise is the same: `edit` draws it on the CPU.
@@ -18,12 +21,18 @@ LIMITS = {
     ("bfloat16", False): 2.5,
     ("float32", True): 0.3,
 }
+FULL_SIZE_LIMITS = {"float32": 0.02, "float16": 2.0}
+FULL_SIZE_SIDE = 128
+"""Pixels, because the CPU is slow."""
 _references: dict[Options, Tensor] = {}
+_full_size: dict[Options, tuple[PaintByExample, Tensor]] = {}
 
 
 def prepare(options: Options) -> None:
     """Paint on the CPU, in float32."""
     _references[options] = _painted(options, "cpu", torch.float32)
+    model = random_model(sizes(options.small), torch.device("cpu"))
+    _full_size[options] = model, _paint_with(model, options)
 
 
 def run(report: Report, options: Options) -> None:
@@ -50,6 +59,30 @@ def run(report: Report, options: Options) -> None:
             report.check(name, difference.mean().item(), limit, "levels", worst)
 
         report.attempt(name, compared)
+    for dtype, limit in FULL_SIZE_LIMITS.items():
+        name = f"edit of a random model of the published size in {dtype} against the CPU's"
+        if not options.cuda and dtype == "float16":
+            report.skip(name, "needs CUDA")
+            continue
+
+        def held(name: str = name, dtype: str = dtype, limit: float = limit) -> None:
+            model, expected = _full_size[options]
+            moved = copy.deepcopy(model).to(options.on, getattr(torch, dtype))
+            difference = 255 * (_paint_with(moved, options) - expected).abs()
+            worst = f"largest difference {difference.max().item():.3g}"
+            report.check(name, difference.mean().item(), limit, "levels", worst)
+
+        report.attempt(name, held)
+        free()
+    del _full_size[options]
+
+
+def _paint_with(model: PaintByExample, options: Options) -> Tensor:
+    """Two steps on a small crop of the first scene, `(1, h, w, 3)` in [0, 1]."""
+    scene = load_scenes()[0]
+    crop = CropSettings(resolution=None if options.small else FULL_SIZE_SIDE)
+    result = edit(model, scene.photo, scene.hole_mask, scene.exemplar, steps=2, crop=crop)
+    return result.crops.float().cpu()
 
 
 def _painted(options: Options, device: str, dtype: torch.dtype) -> Tensor:
