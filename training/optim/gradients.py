@@ -21,6 +21,9 @@ from training.optim.optimizer import optimizer_class
 
 CHUNK_BYTES = 2**28
 """Bytes of float32 weights whose gradients are widened together."""
+AT_ONCE_BYTES = 2**25
+"""Bytes of weights whose gradients are widened by the same few kernels: one for each of a small
+network's weights would take longer to start than to run."""
 
 
 class ClippingOptimizer(Protocol):
@@ -119,22 +122,34 @@ class Bf16GradOptimizer:
 
         In bfloat16 the scaled ones would be rounded.
         """
-        gradients = (self._gradients.get(p, p.grad) for p in self._trained)
-        norms = [torch.linalg.vector_norm(g.float()) for g in gradients if g is not None]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        left = {p: p.grad for p in self._trained if p.grad is not None}
+        norms: dict[nn.Parameter, Tensor] = {}
+        for group in (self._gradients, left):  # of one type each: few kernels do for all of them
+            if group:
+                found = torch._foreach_norm(list(group.values()), 2, dtype=torch.float32)  # pyright: ignore[reportPrivateImportUsage]
+                norms |= zip(group, found, strict=True)
+        # In the order of `clip_grad_norm_`, so that the sum has the same bits.
+        in_order = [norms[p] for p in self._trained if p in norms]
+        norm = torch.linalg.vector_norm(torch.stack(in_order))
         self._factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ has it
         return norm
 
     def step(self) -> None:
         """As `ClippingOptimizer.step`; leaves no gradients."""
         for chunk in self._chunks():
-            for parameter in chunk:
-                gradient = self._gradients.pop(parameter)
-                parameter.grad = gradient.to(parameter.dtype).mul_(self._factor)
+            narrow = [p for p in chunk if self._gradients[p].dtype != p.dtype]
+            for part in _grouped(narrow, AT_ONCE_BYTES):
+                widened = [torch.empty_like(parameter) for parameter in part]
+                torch._foreach_copy_(widened, [self._gradients[p] for p in part])  # pyright: ignore[reportPrivateImportUsage]
+                self._gradients |= zip(part, widened, strict=True)
+            gradients = [self._gradients.pop(p) for p in chunk]
+            torch._foreach_mul_(gradients, self._factor)  # pyright: ignore[reportPrivateImportUsage]
+            for parameter, gradient in zip(chunk, gradients, strict=True):
+                parameter.grad = gradient
             self._optimizer.step()  # passes over parameters without a gradient
             self._optimizer.zero_grad(set_to_none=True)
 
-    def _chunks(self) -> Iterator[list[nn.Parameter]]:
+    def _chunks(self) -> list[list[nn.Parameter]]:
         """Parameters with gradients, in groups that are updated together.
 
         All gradients are taken from the parameters first: whatever has one is part of a step.
@@ -142,23 +157,27 @@ class Bf16GradOptimizer:
         for parameter in self._trained:
             if parameter.grad is not None:
                 self._gradients[parameter], parameter.grad = parameter.grad, None
-        in_chunks = can_step_in_chunks(type(self._optimizer))
-        chunk, size = [], 0
-        for parameter in self._trained:
-            if parameter not in self._gradients:
-                continue
-            chunk.append(parameter)
-            size += parameter.nbytes
-            if in_chunks and size >= CHUNK_BYTES:
-                yield chunk
-                chunk, size = [], 0
-        if chunk:
-            yield chunk
+        having = [parameter for parameter in self._trained if parameter in self._gradients]
+        if can_step_in_chunks(type(self._optimizer)):
+            return list(_grouped(having, CHUNK_BYTES))
+        return [having] if having else []
 
     def zero_grad(self) -> None:
         """As `ClippingOptimizer.zero_grad`."""
         self._gradients.clear()
         self._optimizer.zero_grad(set_to_none=True)
+
+
+def _grouped(parameters: list[nn.Parameter], size: int) -> Iterator[list[nn.Parameter]]:
+    """The parameters in their order, in groups that end where they reach `size` bytes."""
+    group: list[nn.Parameter] = []
+    for parameter in parameters:
+        group.append(parameter)
+        if sum(p.nbytes for p in group) >= size:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def clipping_optimizer(
