@@ -24,13 +24,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, PaintByExamplePipeline, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, PaintByExamplePipeline, PNDMScheduler
 from diffusers.pipelines.deprecated.paint_by_example.image_encoder import (
     PaintByExampleImageEncoder,
 )
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig
 
+from benchmarks.gpu.speed import peer_unet
 from pbe_model import PaintByExample, PBEConfig, edit
 from pbe_model.image_io import read_image, read_mask, write_image
 
@@ -125,9 +126,6 @@ def write_case(folder: Path, size: tuple[int, int]) -> tuple[Path, Path]:
 def peer(config: PBEConfig) -> PaintByExamplePipeline:
     """diffusers' pipeline with random networks of these sizes."""
     unet, vae, tower = config.unet, config.vae, config.exemplar
-    attentive = [2**i in unet.attention_resolutions for i in range(len(unet.channel_mult))]
-    down = tuple("CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attentive)
-    up = tuple("CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attentive))
     levels = len(vae.ch_mult)
     encoder = CLIPVisionConfig(
         hidden_size=tower.hidden_size,
@@ -147,16 +145,7 @@ def peer(config: PBEConfig) -> PaintByExamplePipeline:
             latent_channels=vae.z_channels,
         ),
         image_encoder=PaintByExampleImageEncoder(encoder, proj_size=unet.context_dim),
-        unet=UNet2DConditionModel(
-            in_channels=unet.in_channels,
-            layers_per_block=unet.num_res_blocks,
-            block_out_channels=tuple(unet.model_channels * m for m in unet.channel_mult),
-            down_block_types=down,
-            up_block_types=up,
-            cross_attention_dim=unet.context_dim,
-            attention_head_dim=unet.num_heads,
-            norm_num_groups=unet.norm_groups,
-        ),
+        unet=peer_unet(config),
         scheduler=PNDMScheduler(skip_prk_steps=True),
         safety_checker=None,
         feature_extractor=CLIPImageProcessor(size=square, crop_size=square),

@@ -20,6 +20,8 @@ from training.data.augment import recolour
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels; x1 and y1 are outside."""
 
+MARGIN = 0.1
+"""What exemplars show around the object's box, as a share of the box."""
 MAX_ENLARGE = 1.6  # some cut-outs are 50 pixels: larger would only teach blur
 OPAQUE = 0.25  # a pixel belongs to the object from this alpha on
 BOX_AREA = (0.045, 0.58)  # share of the picture, before rounding; slivers may fall below
@@ -57,7 +59,7 @@ class Pair(Composite):
     """A composite with one object, and a tight crop of that object before another background.
 
     Attributes:
-        exemplar: (h, w, 3) float32 in [0, 1], with a margin of a tenth of the object's box.
+        exemplar: (h, w, 3) float32 in [0, 1], with a margin of `MARGIN`.
     """
 
     exemplar: np.ndarray
@@ -163,7 +165,7 @@ class Composer:
         x0, y0, x1, y1 = self._place(
             rng, other, cutout, _whole(side), flip=flip, degrees=10, area=(0.2, 0.5)
         )
-        dx, dy = round(0.1 * (x1 - x0)), round(0.1 * (y1 - y0))
+        dx, dy = round(MARGIN * (x1 - x0)), round(MARGIN * (y1 - y0))
         exemplar = other[max(0, y0 - dy) : y1 + dy, max(0, x0 - dx) : x1 + dx]
         return Pair(photo=photo, objects=[(cutout, box)], exemplar=exemplar)
 

@@ -22,13 +22,11 @@ from pbe_model.untrusted import numbered_lines, parse_json, shown
 from training.data.augment import SampleGeometry, Share, hole_window, resize_square
 from training.data.dataset import Stream, keyed_rng
 
-from .composite import BOX_AREA, MAX_ENLARGE, OPAQUE
-from .sources import _read_picture as read_picture
+from .composite import BOX_AREA, MARGIN, MAX_ENLARGE, OPAQUE
+from .sources import read_picture
 from .textures import EMPTY, ROW, Textures, layer
 
 INDEX = "objects.jsonl"
-MARGIN = 0.1
-"""Of the object's box, that an exemplar shows around it."""
 
 _CANVAS = 512  # pixels of a photo on which holes are drawn before they are shrunk
 _HULL_SIDE = 64  # cut-outs are shrunk to this before their outline is taken

@@ -110,7 +110,7 @@ def prepare_sources(root: Path, out: Path, sources: list[Source]) -> None:
                 f"{source.package} holds no {source.path}; use the package of Debian 12 (bookworm) "
                 f"or the npm package as listed, or take {source.id!r} out of the catalogue."
             )
-        image = _read_picture(path, "unpack the package again")
+        image = read_picture(path, "unpack the package again")
         save_once(target, (shrink_cutout if source.group else shrink_background)(image))
 
 
@@ -142,13 +142,13 @@ def load(source: Source, out: Path) -> Picture:
         ValueError: It is damaged, or not what `prepare_sources` makes.
     """
     path, remedy = out / source.prepared, "delete it and start the same command again"
-    image, mode = _read_picture(path, remedy), "RGBA" if source.group else "RGB"
+    image, mode = read_picture(path, remedy), "RGBA" if source.group else "RGB"
     if image.mode != mode:
         raise ValueError(f"{path} has the mode {image.mode}, not {mode}; {remedy}.")
     return Picture(id=source.id, group=source.group, pixels=np.asarray(image))
 
 
-def _read_picture(path: Path, remedy: str) -> Image.Image:
+def read_picture(path: Path, remedy: str) -> Image.Image:
     try:
         with open_regular(path) as file, photo_header(file) as image:
             # JPEG only: decode 4096 pixels and more at a fraction of their size.

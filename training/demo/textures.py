@@ -71,10 +71,12 @@ class Textures:
         Returns:
             The composites `(B, 3, S, S)` in [0, 1], and the uppermost layer's alpha `(B, 1, S, S)`.
         """
-        canvas = alpha = torch.zeros((), device=layers.device)
-        for rows in layers.to(self._pixels.device).unbind(1):
-            rgb, alpha = self._draw_one(rows, size).split([3, 1], dim=1)
-            canvas = canvas * (1 - alpha) + rgb
+        device = self._pixels.device
+        canvas = alpha = torch.zeros((), device=device)
+        with torch.autocast(device.type, enabled=False):  # bfloat16 has too few bits for colours
+            for rows in layers.to(device, non_blocking=True).unbind(1):
+                rgb, alpha = self._draw_one(rows, size).split([3, 1], dim=1)
+                canvas = canvas * (1 - alpha) + rgb
         return canvas, alpha
 
     def _draw_one(self, rows: Tensor, size: int) -> Tensor:

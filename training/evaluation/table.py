@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from pbe_model.editing.mask_shapes import Box
+from training.demo.composite import MARGIN
 from training.evaluation.measures import (
     cosine,
     descriptor,
@@ -22,9 +23,6 @@ from training.evaluation.measures import (
 from training.evaluation.pairs import CANDIDATES, Pair
 
 TRUTH = "the photo itself"
-MARGIN = 0.1
-"""What exemplars show around the object's box, as a share of the box
-(`training.demo.composite.Pair`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

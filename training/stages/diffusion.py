@@ -130,11 +130,8 @@ class Diffusion:
     def _exemplars(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         if self._textures is None:
             return {"exemplar": loaded["exemplar"].to(self.device, non_blocking=True)}
-        layers = loaded["exemplar_layers"].to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, enabled=False):
-            exemplar, silhouette = self._textures.draw(
-                layers, self.model.config.exemplar.image_size
-            )
+        side = self.model.config.exemplar.image_size
+        exemplar, silhouette = self._textures.draw(loaded["exemplar_layers"], side)
         return {"exemplar": exemplar, "silhouette": silhouette}
 
     def _validation(self, first: int, count: int) -> dict[str, Tensor]:

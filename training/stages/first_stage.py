@@ -84,9 +84,8 @@ class FirstStage:
     def _images(self, loaded: dict[str, Tensor]) -> Tensor:
         if self._textures is None:
             return loaded["image"].to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, enabled=False):
-            layers = loaded["photo_layers"].to(self.device, non_blocking=True)
-            return self._textures.draw(layers, self.model_config.resolution)[0] * 2 - 1
+        photo, _ = self._textures.draw(loaded["photo_layers"], self.model_config.resolution)
+        return photo * 2 - 1
 
     def _validation(self, count: int, size: int = 32) -> Iterator[Tensor]:
         for first in range(0, count, size):

@@ -195,8 +195,8 @@ class LatentPool:
             )
         layers, holes = next(self._coming)
         device = self.encoder.device
+        photo, _ = self.textures.draw(layers, self.recipes.size)
         with torch.autocast(device.type, enabled=False):  # the same in any precision
-            photo, _ = self.textures.draw(layers.to(device), self.recipes.size)
             encoded = self.encoder.encode(photo * 2 - 1, holes.to(device).float() / 255)
         place = self._next % self._groups
         rows = slice(place * self.GROUP, (place + 1) * self.GROUP)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from training.data.augment import SampleGeometry
-from training.demo.recipes import MARGIN, Prepared, RecipeConfig, Recipes, endless, read_pictures
+from training.demo.composite import MARGIN
+from training.demo.recipes import Prepared, RecipeConfig, Recipes, endless, read_pictures
 from training.demo.textures import Textures, layer
 
 from .pictures import write_objects
