@@ -88,6 +88,39 @@ class _Update:
     """Whether any process was asked to stop."""
 
 
+class _Batches:
+    """Micro-batches of one process, forever, on its device.
+
+    Args:
+        loaded: What the loader yields.
+        stage: Makes batches of it.
+        accelerator: Knows the run's precision.
+    """
+
+    def __init__(
+        self, loaded: Iterator[dict[str, Tensor]], stage: Stage, accelerator: Accelerator
+    ) -> None:
+        self.loaded = loaded
+        self.stage = stage
+        self.accelerator = accelerator
+        self._ready: tuple[dict[str, Tensor], int] | None = None
+
+    def take(self) -> tuple[dict[str, Tensor], int]:
+        """The next batch, and how many photos of it could not be read."""
+        self.prepare()
+        ready, self._ready = self._ready, None
+        assert ready is not None
+        return ready
+
+    def prepare(self) -> None:
+        """Queue the work of the next batch, so that a device has it while the CPU waits."""
+        if self._ready is None:
+            loaded = next(self.loaded)
+            with self.accelerator.autocast():
+                batch = self.stage.batch(loaded)
+            self._ready = batch, int(loaded["skipped"].sum())  # the loader's are on the CPU
+
+
 def train(config: RunConfig) -> nn.Module:
     """Make a run from Python: `Trainer(config).run()`."""
     return Trainer(config).run()
@@ -161,6 +194,7 @@ class Trainer:
                 log.say(notice)
             self.prepared_optimizer.train()
             batches = self._batches()
+            ahead = config.data.source == "composites"  # else it would take memory at official size
             saved = True
             self._start_clock()
             while self.step < config.steps:
@@ -172,6 +206,8 @@ class Trainer:
                 # gradient norm of all processes, so that an update that is not finite is left out.
                 micro_batches = self._forward_and_backward(batches)
                 grad_norm = self.optimizer.clip(config.optim.clip)
+                if ahead and self.step + 1 < config.steps:
+                    batches.prepare()
                 update = self._reduce(micro_batches, grad_norm, stop=bool(signals))
                 self._step_if_finite(update)
 
@@ -212,7 +248,7 @@ class Trainer:
 
     # ---- an update ----------------------------------------------------------------------------
 
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
+    def _batches(self) -> _Batches:
         """This process's micro-batches, forever."""
         sampler = StatelessBatchSampler(
             self.config.batch_size // self.config.accumulate,
@@ -226,9 +262,9 @@ class Trainer:
             num_workers=self.config.data.workers,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        return iter(loader)
+        return _Batches(iter(loader), self.stage, self.accelerator)
 
-    def _forward_and_backward(self, batches: Iterator[dict[str, Tensor]]) -> _MicroBatches:
+    def _forward_and_backward(self, batches: _Batches) -> _MicroBatches:
         """Accumulate the gradients of one update; its figures stay on the device."""
         accelerator, parts = self.accelerator, self.config.accumulate
         # Dropout alone draws from this generator; all other draws are keyed by sample.
@@ -237,13 +273,12 @@ class Trainer:
         bins = torch.zeros(2, BINS, device=accelerator.device)
         skipped = 0
         for micro in range(parts):
-            loaded = next(batches)
-            skipped += int(loaded["skipped"].sum())  # the loader's tensors are on the CPU
+            batch, unread = batches.take()
+            skipped += unread
             last = micro == parts - 1
             # Processes exchange gradients once an update, in the last backward pass.
             with nullcontext() if last else accelerator.no_sync(self.module):
                 with accelerator.autocast():
-                    batch = self.stage.batch(loaded)
                     values = self.module(batch)
                 accelerator.backward(values["loss"] / parts)
             losses = values.pop("per_sample", None)

@@ -1,14 +1,22 @@
-"""Stage one of a demo run: train the autoencoder on the photos (official runs reuse SD 1.4's)."""
+"""Stage one of a demo run: train the autoencoder on the photos (official runs reuse SD 1.4's).
+
+It starts from a network that passes its input on, or goes on from `init`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from pbe_model.checkpoints import load as checkpoint
 from pbe_model.config import CONFIGS, PBEConfig
+from pbe_model.model import PaintByExample
 from pbe_model.networks.vae import AutoencoderKL
 from training.config import RunConfig
 from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
@@ -36,8 +44,9 @@ class FirstStage:
             "report": config.out / "unreadable.txt",
         }
         self._textures: Textures | None = None
+        samples: Dataset[dict[str, Any]]
         if data.source == "composites":
-            self.dataset, self._textures = endless(
+            samples, self._textures = endless(
                 data.root,
                 data.composites,
                 data.geometry,
@@ -47,11 +56,15 @@ class FirstStage:
                 with_photo=True,
             )
         else:
-            self.dataset = BoxDataset(data.root, data.index, sample=data.sample, **shared)
+            samples = BoxDataset(data.root, data.index, sample=data.sample, **shared)
+        self.dataset = Noised(samples, latent_shape(self.model_config), config.seed)
         self._held_out = BoxDataset(data.root, data.val_index, shuffle=False, **shared)
         torch.manual_seed(config.seed)
         self.module = first_stage_loss(config, self.model_config)
-        initialise(self.module.vae)  # before the move: devices draw other numbers
+        if config.init is None:
+            initialise(self.module.vae)  # before the move: devices draw other numbers
+        else:
+            load(self.module.vae, self.model_config, config.init)
         self.module.to(device)
         if config.compile:
             self.module.vae.encoder.compile()
@@ -60,26 +73,16 @@ class FirstStage:
             self._capture(size)
 
     def _capture(self, size: int) -> None:
-        vae, config = self.module.vae.train(), self.model_config.vae
-        batch, side = self.run.batch_size // self.run.accumulate, size // config.downscale
+        vae, batch = self.module.vae.train(), self.run.batch_size // self.run.accumulate
         with torch.device(self.device):
             image = torch.zeros(batch, 3, size, size)
-            latent = torch.zeros(batch, config.z_channels, side, side, requires_grad=True)
+            latent = torch.zeros(batch, *latent_shape(self.model_config), requires_grad=True)
         capture([(vae.encoder, (image,)), (vae.decoder, (latent,))], self.run.precision)
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the loss takes, from what the loader yields; noise is keyed by sample."""
-        factor = self.model_config.vae.downscale
-        side = self.model_config.resolution // factor
-        shape = (self.model_config.vae.z_channels, side, side)
-        noise = np.stack(
-            [
-                keyed_rng(self.run.seed, int(i), Stream.NOISE).standard_normal(shape, np.float32)
-                for i in loaded["index"]
-            ]
-        )
-        drawn = torch.from_numpy(noise).to(self.device, non_blocking=True)
-        return {"image": self._images(loaded), "noise": drawn}
+        """What the loss takes, from what the loader yields."""
+        noise = loaded["noise"].to(self.device, non_blocking=True)
+        return {"image": self._images(loaded), "noise": noise}
 
     def _images(self, loaded: dict[str, Tensor]) -> Tensor:
         if self._textures is None:
@@ -117,6 +120,35 @@ class FirstStage:
         return torch.stack([image, decoded], dim=1).flatten(0, 1), 8
 
 
+class Noised(Dataset[dict[str, Any]]):
+    """Samples with the noise that their latent is sampled with, drawn by the loader's processes.
+
+    Args:
+        samples: With their `index`.
+        shape: Of a latent, `(z, h, w)`.
+        seed: Key of the noise, with the sample's number.
+    """
+
+    def __init__(
+        self, samples: Dataset[dict[str, Any]], shape: tuple[int, int, int], seed: int
+    ) -> None:
+        self.samples = samples
+        self.shape = shape
+        self.seed = seed
+
+    def __getitem__(self, sample_index: int) -> dict[str, Any]:
+        """A sample and its `noise`."""
+        rng = keyed_rng(self.seed, sample_index, Stream.NOISE)
+        noise = rng.standard_normal(self.shape, np.float32)
+        return {**self.samples[sample_index], "noise": noise}
+
+
+def latent_shape(sizes: PBEConfig) -> tuple[int, int, int]:
+    """`(z, h, w)` of a picture's latent at the model's resolution."""
+    side = sizes.resolution // sizes.vae.downscale
+    return sizes.vae.z_channels, side, side
+
+
 def first_stage_loss(config: RunConfig, sizes: PBEConfig) -> FirstStageLoss:
     """The loss of a run over an autoencoder with fresh weights."""
     return FirstStageLoss(AutoencoderKL(sizes.vae), config.loss.kl_weight)
@@ -124,11 +156,24 @@ def first_stage_loss(config: RunConfig, sizes: PBEConfig) -> FirstStageLoss:
 
 def empty_batch(sizes: PBEConfig, batch: int) -> dict[str, Tensor]:
     """What `FirstStage.batch` gives, with nothing in it."""
-    side = sizes.resolution // sizes.vae.downscale
     return {
         "image": torch.empty(batch, 3, sizes.resolution, sizes.resolution),
-        "noise": torch.empty(batch, sizes.vae.z_channels, side, side),
+        "noise": torch.empty(batch, *latent_shape(sizes)),
     }
+
+
+def load(vae: AutoencoderKL, sizes: PBEConfig, path: Path) -> None:
+    """Take the weights of a checkpoint's first stage.
+
+    Raises:
+        ValueError: It cannot be read, or has no first stage of this size.
+    """
+    with torch.device("meta"):
+        model = PaintByExample(sizes)
+    model.vae = vae
+    start = checkpoint.PARTS["vae"]
+    tensors = checkpoint.read(path).tensors
+    checkpoint.load_parts(model, {n: t for n, t in tensors.items() if n.startswith(start)}, path)
 
 
 @torch.no_grad()

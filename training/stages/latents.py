@@ -191,6 +191,7 @@ class LatentPool:
                     batch_size=None,
                     sampler=itertools.count(self._next),
                     num_workers=self.workers,
+                    pin_memory=self.encoder.device.type == "cuda",
                 )
             )
         layers, holes = next(self._coming)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from safetensors.torch import save_file
 
+from pbe_model.checkpoints.load import read
 from pbe_model.networks.vae import AutoencoderKL
 from training.data.dataset import Stream, collate, keyed_rng
 from training.stages.first_stage import FirstStage, initialise
 
-from ..runs import SMALL, run_config
+from ..runs import SMALL, changed, run_config
 
 
 def stage(photos: Path, tmp_path: Path) -> FirstStage:
@@ -63,3 +66,19 @@ def test_pictures_are_pairs(photos: Path, tmp_path: Path) -> None:
     images, columns = first.pictures()
     assert images.shape == (32, 3, 16, 16) and columns % 2 == 0
     assert torch.equal(images[6], collate([first._held_out[3]])["image"][0])
+
+
+def test_it_goes_on_from_another_one(photos: Path, tmp_path: Path, first_stage: Path) -> None:
+    config = changed(run_config(photos, tmp_path / "run"), init=first_stage)
+    going_on = FirstStage(config, torch.device("cpu"))
+    held = read(first_stage).tensors
+    for name, parameter in going_on.module.vae.named_parameters():
+        assert torch.equal(parameter, held[f"first_stage_model.{name}"]), name
+
+
+def test_what_has_no_first_stage_is_named(photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"learnable_vector": torch.zeros(1, 1, 8)}, path)
+    config = changed(run_config(photos, tmp_path / "run"), init=path)
+    with pytest.raises(ValueError, match=r"other\.safetensors holds no part of a Paint by Example"):
+        FirstStage(config, torch.device("cpu"))
