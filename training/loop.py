@@ -34,6 +34,7 @@ from training.optim.optimizer import build_optimizer, learning_rate, restore
 from training.planning.hardware import peak_flops
 from training.planning.report import flops_per_sample
 from training.runlog import BINS, RunLog, Window
+from training.stages import graphs
 
 
 class Stage(Protocol):
@@ -152,6 +153,9 @@ class Trainer:
                 f"{self.accelerator.num_processes} processes and {config.accumulate} accumulation "
                 f"steps; choose a multiple of {shares}"
             )
+        if config.cuda_graphs:
+            graphs.check(config, self.accelerator.device, self.accelerator.num_processes)
+        self.graph: graphs.Graph | None = None
         set_seed(config.seed)
         self.stage = _build_stage(config, self.accelerator.device)
         trained = [p for p in self.stage.module.parameters() if p.requires_grad]
@@ -266,9 +270,10 @@ class Trainer:
 
     def _forward_and_backward(self, batches: _Batches) -> _MicroBatches:
         """Accumulate the gradients of one update; its figures stay on the device."""
-        accelerator, parts = self.accelerator, self.config.accumulate
+        config, accelerator = self.config, self.accelerator
+        parts = config.accumulate
         # Dropout alone draws from this generator; all other draws are keyed by sample.
-        torch.manual_seed(self.config.seed + self.samples + accelerator.process_index)
+        torch.manual_seed(config.seed + self.samples + accelerator.process_index)
         figures: dict[str, Tensor] = {}
         bins = torch.zeros(2, BINS, device=accelerator.device)
         skipped = 0
@@ -278,9 +283,14 @@ class Trainer:
             last = micro == parts - 1
             # Processes exchange gradients once an update, in the last backward pass.
             with nullcontext() if last else accelerator.no_sync(self.module):
-                with accelerator.autocast():
-                    values = self.module(batch)
-                accelerator.backward(values["loss"] / parts)
+                if config.cuda_graphs:
+                    if self.graph is None:
+                        self.graph = graphs.Graph(self.stage.module, batch, config.precision)
+                    values = self.graph(batch)
+                else:
+                    with accelerator.autocast():
+                        values = self.module(batch)
+                    accelerator.backward(values["loss"] / parts)
             losses = values.pop("per_sample", None)
             if losses is not None:
                 place = batch["timestep"] * BINS // self.stage.num_timesteps

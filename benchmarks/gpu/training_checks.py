@@ -71,6 +71,7 @@ class _Checks:
                 "gradient checkpointing against none, bf16", gradient_checkpointing=True
             ),
             "bf16 gradients": self._wide_gradients,
+            "CUDA graphs": self._graphs,
             "NCCL": self._one_rank,
             "training on the CPU": self._against_the_cpu,
             "LoRA": self._lora,
@@ -125,6 +126,12 @@ class _Checks:
     def _wide_gradients(self) -> None:
         with mock.patch.object(gradients, "keeps_bf16_grads", return_value=False):
             self._same("gradients widened at once against kept in bf16, bf16")
+
+    def _graphs(self) -> None:
+        if self.options.cuda:
+            self._same("CUDA graphs against none, bf16", cuda_graphs=True)
+        else:
+            self.report.skip("CUDA graphs against none, bf16", "needs a CUDA card")
 
     def _one_rank(self) -> None:
         whole = self._run("bf16", precision="bf16")

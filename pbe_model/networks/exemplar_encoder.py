@@ -20,8 +20,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 def normalise(pixels: Tensor) -> Tensor:
     """Apply CLIP's mean and standard deviation to `(B, 3, S, S)` in [0, 1]."""
-    mean = pixels.new_tensor(CLIP_MEAN)[:, None, None]
-    std = pixels.new_tensor(CLIP_STD)[:, None, None]
+    # Filled in on the device: a copy from the CPU would wait for it.
+    mean, std = (
+        torch.stack([pixels.new_full((1, 1), x) for x in t]) for t in (CLIP_MEAN, CLIP_STD)
+    )
     return (pixels - mean) / std
 
 

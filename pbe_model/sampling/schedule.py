@@ -83,6 +83,16 @@ class NoiseSchedule:
         """float64 `(T,)`; interpolated linearly between timesteps, as in k-diffusion."""
         return self.sigmas.log()
 
+    @cached_property
+    def _copies(self) -> dict[tuple[str, torch.device], Tensor]:
+        return {}
+
+    def on_device(self, table: str, device: torch.device) -> Tensor:
+        """`"alphas_cumprod"` or `"log_sigmas"` in float32, copied to a device once."""
+        if (table, device) not in self._copies:
+            self._copies[table, device] = getattr(self, table).to(device, torch.float32)
+        return self._copies[table, device]
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The forward process: `sqrt(a_t) * x0 + sqrt(1 - a_t) * noise`.
 
@@ -108,7 +118,7 @@ class NoiseSchedule:
         """`sqrt(a_t)` and `sqrt(1 - a_t)`, `(B, 1, 1, 1)`, with the type and device of `x0`."""
         low = t.long()
         high = (low + 1).clamp(max=len(self) - 1)
-        log_sigmas = self.log_sigmas.to(t.device, torch.float32)
+        log_sigmas = self.on_device("log_sigmas", t.device)
         log_snr = -2 * torch.lerp(log_sigmas[low], log_sigmas[high], (t - low).float())
         if self.zero_terminal_snr:
             log_snr = log_snr.masked_fill(t >= len(self) - 1, -math.inf)

@@ -22,13 +22,14 @@ from pbe_model.untrusted import numbered_lines, parse_json, shown
 from training.data.augment import SampleGeometry, Share, hole_window, resize_square
 from training.data.dataset import Stream, keyed_rng
 
-from .composite import BOX_AREA, MARGIN, MAX_ENLARGE, OPAQUE
+from .composite import MARGIN, MAX_ENLARGE, OPAQUE
 from .sources import read_picture
 from .textures import EMPTY, ROW, Textures, layer
 
 INDEX = "objects.jsonl"
 
 _CANVAS = 512  # pixels of a photo on which holes are drawn before they are shrunk
+_Side = Annotated[float, Field(gt=0, le=1)]
 _HULL_SIDE = 64  # cut-outs are shrunk to this before their outline is taken
 
 
@@ -45,6 +46,9 @@ class RecipeConfig:
         stretch: Largest factor between an object's two sides, and its inverse.
         distractor: Probability of a second object, behind the first.
         flip: Probability that an exemplar is mirrored against its photo.
+        extent: Least and greatest longer side of the object to be painted, over the photo's side.
+            With its hole around it that is what an edit shows the model (`crop_settings.CONTEXT`).
+        off_centre: How far that object's middle may lie from the photo's, in photo sides.
     """
 
     reuse: Annotated[int, Field(ge=1, le=2**16)] = 8
@@ -53,6 +57,8 @@ class RecipeConfig:
     stretch: Annotated[float, Field(ge=1, le=4)] = 1.25
     distractor: Share = 0.25
     flip: Share = 0.0
+    extent: tuple[_Side, _Side] = (0.35, 0.62)
+    off_centre: Share = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +176,8 @@ class Recipes(Dataset[dict[str, Any]]):
         behind = np.zeros(ROW, np.float32)
         behind[0] = EMPTY
         if rng.random() < self.config.distractor:
-            behind, _ = self._place(rng, self._object(rng))
-        front, box = self._place(rng, thing)
+            behind, _ = self._place(rng, self._object(rng), off_centre=0.5)
+        front, box = self._place(rng, thing, off_centre=self.config.off_centre)
         return np.stack([background, behind, front]), self._hole(rng, box)
 
     def exemplar(self, number: int, sample_index: int) -> np.ndarray:
@@ -180,7 +186,7 @@ class Recipes(Dataset[dict[str, Any]]):
         rng = keyed_rng(self.seed, sample_index, Stream.EXEMPLAR)
         background = self._background(rng, 2 * self.size)
         flip = -1.0 if rng.random() < self.config.flip else 1.0
-        shape = _turn(rng.uniform(-15, 15)) @ np.diag([flip, 1]) @ thing.shape
+        shape = _turn(rng.uniform(-10, 10)) @ np.diag([flip, 1]) @ thing.shape
         low, high = self._extent(thing, shape)
         margin = rng.uniform(0.5, 1.5, size=(2, 2)) * MARGIN
         side = (high - low) * (1 + margin.sum(axis=0))  # of the exemplar's frame, in turned pixels
@@ -213,15 +219,17 @@ class Recipes(Dataset[dict[str, Any]]):
         turned = outline @ shape.T
         return turned.min(axis=0), turned.max(axis=0)
 
-    def _place(self, rng: np.random.Generator, thing: _Object) -> tuple[np.ndarray, Box]:
-        """The layer of an object somewhere in a photo, and its box on the canvas for holes."""
-        shape = _turn(rng.uniform(-20, 20)) @ thing.shape
+    def _place(
+        self, rng: np.random.Generator, thing: _Object, off_centre: float
+    ) -> tuple[np.ndarray, Box]:
+        """The layer of an object in a photo, and its box on the canvas for holes."""
+        shape = _turn(rng.uniform(-10, 10)) @ thing.shape
         low, high = self._extent(thing, shape)
         extent = high - low
-        share = rng.uniform(BOX_AREA[0] ** 0.5, BOX_AREA[1] ** 0.5) ** 2
-        largest = min(0.96 / extent.max(), MAX_ENLARGE / self.size)
-        scale = min((share / extent.prod()) ** 0.5, largest)  # of a turned pixel, in photo sides
-        corner = rng.uniform(0, 1, size=2) * (1 - scale * extent)
+        # Of a turned pixel, in photo sides.
+        scale = min(rng.uniform(*self.config.extent) / extent.max(), MAX_ENLARGE / self.size)
+        shift = off_centre * rng.uniform(-1, 1, size=2)
+        corner = (0.5 + shift - scale * extent / 2).clip(0, 1 - scale * extent)
         inverse = np.linalg.inv(scale * shape)
         matrix = np.column_stack([inverse, inverse @ (scale * low - corner)])
         first = np.floor(corner * _CANVAS).astype(int)

@@ -206,8 +206,12 @@ def clipping_optimizer(
 
 
 def keeps_bf16_grads(config: RunConfig, processes: int) -> bool:
-    """Whether a run's gradients have no more bits than bfloat16: computed in it, and no sums."""
-    return config.precision == "bf16" and config.accumulate == processes == 1
+    """Whether a run's gradients have no more bits than bfloat16: computed in it, and no sums.
+
+    Those of a CUDA graph stay where it writes them, and are of a small network.
+    """
+    single = config.accumulate == processes == 1 and not config.cuda_graphs
+    return config.precision == "bf16" and single
 
 
 def autocast_weights(module: nn.Module) -> list[nn.Parameter]:

@@ -30,7 +30,6 @@ from training.config import RunConfig
 from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
 from training.demo.recipes import endless
 from training.demo.textures import Textures
-from training.stages.graphs import capture
 from training.stages.latents import AT_ONCE, LatentBank, LatentEncoder, LatentPool
 from training.stages.lora import add_lora
 from training.stages.loss import DiffusionLoss
@@ -99,20 +98,6 @@ class Diffusion:
         self.module = diffusion_loss(self.model, self.model.schedule, config).to(device)
         if config.compile:
             compile_blocks(self.model.unet)
-        if config.cuda_graphs:
-            self._capture(shape)
-
-    def _capture(self, shape: tuple[int, int, int]) -> None:
-        sizes, unet, encoder = self.model.config, self.model.unet, self.model.encoder
-        batch = self.run.batch_size // self.run.accumulate
-        side = sizes.exemplar.image_size
-        with torch.device(self.device):
-            x = torch.zeros(batch, sizes.unet.in_channels, *shape[1:])
-            timestep = torch.zeros(batch, dtype=torch.long)
-            context = torch.zeros(batch, encoder.num_tokens, sizes.unet.context_dim)
-            pixels = torch.zeros(batch, 3, side, side)
-        arguments = (x, timestep, context.requires_grad_())
-        capture([(encoder.train(), (pixels,)), (unet.train(), arguments)], self.run.precision)
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields."""

@@ -22,7 +22,6 @@ from training.config import RunConfig
 from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
 from training.demo.recipes import endless
 from training.demo.textures import Textures
-from training.stages.graphs import capture
 from training.stages.loss import FirstStageLoss
 
 
@@ -69,15 +68,6 @@ class FirstStage:
         if config.compile:
             self.module.vae.encoder.compile()
             self.module.vae.decoder.compile()
-        if config.cuda_graphs:
-            self._capture(size)
-
-    def _capture(self, size: int) -> None:
-        vae, batch = self.module.vae.train(), self.run.batch_size // self.run.accumulate
-        with torch.device(self.device):
-            image = torch.zeros(batch, 3, size, size)
-            latent = torch.zeros(batch, *latent_shape(self.model_config), requires_grad=True)
-        capture([(vae.encoder, (image,)), (vae.decoder, (latent,))], self.run.precision)
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields."""

@@ -126,8 +126,7 @@ class DiffusionLoss(nn.Module):
             predicted = self.unet(x, timestep, context)
         target = self.schedule.target(latent, noise, timestep)
         error = self._mean((predicted.float() - target).square(), batch["keep_mask"])  # (B,)
-        alphas = self.schedule.alphas_cumprod.float().to(timestep.device, non_blocking=True)
-        alpha = alphas[timestep]
+        alpha = self.schedule.on_device("alphas_cumprod", timestep.device)[timestep]
         predicts_v = self.schedule.prediction == "v"
         weight = torch.ones_like(error)
         if self.min_snr:
