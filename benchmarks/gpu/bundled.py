@@ -8,6 +8,7 @@ weights `model.safetensors.0`, `.1` ..., and the last ones, `raw.safetensors.0` 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -37,9 +38,13 @@ _PUBLISH_EVERY = 60.0  # seconds between the weights that are brought home
 _ENDING = {"first_stage": 15.0, "diffusion": 45.0}
 """Seconds that are kept for saving, exporting and measuring."""
 _SAVING = 30.0  # seconds that a run may take to save and stop
-_PATIENCE = 150.0  # seconds until a run's first figures
-_WAYS = (("--compile", "--cuda-graphs"), ("--compile",), ())
-"""Words for the trainer, the fastest first; the next ones where those do not begin."""
+_PATIENCE = 60.0  # seconds until a run's first figures
+_WAYS = (("--cuda-graphs",), ())
+"""Words for the trainer, the fastest first; the next ones where those do not begin. Compiling takes
+longer than it wins back in a few minutes."""
+_PROBED = 8  # lines of the log after which the speed is known
+_RESTART = 15.0  # seconds from stopping a run to its next update
+_SHARE = 0.985  # of the updates that the speed would allow: the learning rate is to reach its end
 
 
 def run(report: Report, options: Options) -> None:
@@ -76,10 +81,27 @@ def _train(report: Report, options: Options, data: Path, run_folder: Path) -> No
     ]  # fmt: skip
     for words in _WAYS if options.cuda else ((),):
         process = subprocess.Popen([*command, *words])
-        if _watch(report, options, process, run_folder, end):
-            report.value("trained", " ".join(words) or "plainly")
-            return
-        report.add("training", "error", detail=f"did not begin with {' '.join(words)!r}")
+        if not _watch(report, options, process, run_folder, end, lines=_PROBED):
+            report.add("training", "error", detail=f"did not begin with {' '.join(words)!r}")
+            continue
+        report.value("trained", " ".join(words) or "plainly")
+        if steps := _affordable(run_folder, end - time.monotonic() - _RESTART):
+            report.value("updates planned", steps)
+            process = subprocess.Popen([*command, *words, "--steps", str(steps)])
+            if not _watch(report, options, process, run_folder, end):
+                report.add("training", "error", detail=f"ended with code {process.returncode}")
+        return
+
+
+def _affordable(run_folder: Path, seconds: float) -> int | None:
+    """Updates in all that a stopped run can reach in more seconds; `None` if it can make none."""
+    lines = _log(run_folder)[2:]  # the first ones are slow
+    speeds = sorted(line["images_per_second"] for line in lines if "images_per_second" in line)
+    if not speeds or seconds <= 0:
+        return None
+    batch = json.loads((run_folder / "config.json").read_text(encoding="utf-8"))["batch_size"]
+    made = max(line["step"] for line in lines)
+    return made + max(1, int(_SHARE * seconds * speeds[len(speeds) // 2] / batch))
 
 
 def _watch(
@@ -88,13 +110,18 @@ def _watch(
     process: subprocess.Popen[bytes],
     run_folder: Path,
     end: float,
+    lines: float = math.inf,
 ) -> bool:
-    """See a run to its end, and the weights home; whether it has begun to train."""
+    """See a run to its end or to so many lines in its log, and the weights home.
+
+    Returns:
+        Whether it has begun to train, and ended as it should.
+    """
     began = published = time.monotonic()
     log = run_folder / "log.jsonl"
     try:
-        while process.poll() is None and time.monotonic() < end:
-            time.sleep(0.5)
+        while process.poll() is None and time.monotonic() < end and len(_log(run_folder)) < lines:
+            time.sleep(0.25)
             now = time.monotonic()
             if now - began > _PATIENCE and not (log.is_file() and log.stat().st_size):
                 return False
@@ -122,12 +149,18 @@ def _publish(run_folder: Path, out: Path) -> Path | None:
     return run_folder / "model.safetensors"
 
 
-def _figures(run_folder: Path) -> list[dict]:
-    """What the run's log says: its last figures, and its speed along the way."""
+def _log(run_folder: Path) -> list[dict]:
+    """The lines of the run's log so far."""
     path = run_folder / "log.jsonl"
     if not path.is_file():
         return []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]  # the last may be half written
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _figures(run_folder: Path) -> list[dict]:
+    """What the run's log says: its last figures, and its speed along the way."""
+    lines = _log(run_folder)
     last: dict[str, float] = {}
     for line in lines:
         last |= line
