@@ -6,11 +6,13 @@ outputs are part of people's saved graphs: they are frozen, and outputs are only
 
 from comfy_api.latest import ComfyExtension, io
 
+from .crop import PBECrop
 from .example import PBEExampleInputs
 from .exemplar import PBEExemplarEncoder
 from .folders import register_folders
 from .loader import PBELoader
 from .mask import PBEMaskAugmenter
+from .outpaint import PBEOutpaint
 from .sampler import PBEInpaintSampler
 from .saved import PBELoadExemplar, PBESaveExemplar
 from .stitch import PBEStitch
@@ -35,5 +37,7 @@ class PaintByExampleExtension(ComfyExtension):
             PBESaveExemplar,
             PBELoadExemplar,
             PBEInpaintSampler,
+            PBEOutpaint,
+            PBECrop,
             PBEStitch,
         ]

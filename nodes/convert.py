@@ -13,6 +13,9 @@ from torch import Tensor
 from ..pbe_model.editing.mask import resize_mask
 from .adapter import Conditioning
 
+EMPTY_MASKS = ["error", "pass through"]
+"""What a node does with a photo whose mask is empty."""
+
 
 def rgb(image: Tensor) -> Tensor:
     """An IMAGE with three channels: grey is repeated, opacity dropped.
@@ -34,6 +37,23 @@ def mask_like(mask: Tensor, image: Tensor) -> Tensor:
     """A MASK at the size of an IMAGE, (B, H, W); stretched where its aspect differs."""
     mask = mask.float().reshape(-1, *mask.shape[-2:])
     return resize_mask(mask, (image.shape[1], image.shape[2]))
+
+
+def check_holes(masks: Tensor) -> None:
+    """Refuse masks without a hole, as people get them by accident, before anything runs.
+
+    Raises:
+        ValueError: One of them is empty.
+    """
+    for number, mask in enumerate(masks, start=1):
+        if not (mask > 0.5).any():
+            which = "the mask" if len(masks) == 1 else f"mask {number} of {len(masks)}"
+            raise ValueError(
+                f"{which} is empty: LoadImage makes its mask of what is transparent in the file, "
+                "and a black one of a file without transparency; paint the hole in the mask "
+                "editor, connect Load Image (as Mask) with channel red for a black and white "
+                "picture, or set empty_mask to pass through"
+            )
 
 
 def batch_size(**batches: Sized | None) -> int:

@@ -6,14 +6,18 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ..pbe_model.editing.batch import BatchEditor
+from ..pbe_model.editing.batch import BatchEditor, check_exemplars
 from ..pbe_model.editing.crop_plan import MODES
-from ..pbe_model.editing.crop_settings import CONTEXT, CropSettings
+from ..pbe_model.editing.crop_settings import CONTEXT, CropSettings, nearest_multiple
 from ..pbe_model.editing.denoise import initial_noise
+from ..pbe_model.editing.edit import check_guidance_interval
 from .adapter import Conditioning, check_parts, encode_masked, pbe_config, sample
+from .adapter.guidance import limit_guidance
 from .category import CATEGORY
-from .convert import batch_size, mask_like, rgb, row, rows
-from .stitch import PBEStitchInfo, StitchInfo
+from .convert import EMPTY_MASKS, batch_size, check_holes, mask_like, rgb, row, rows
+from .stitch import PBEStitchInfo
+
+EACH_RESULT, EACH_HOLE = "one for each result", "one for each hole"
 
 
 class PBEInpaintSampler(io.ComfyNode):
@@ -126,7 +130,10 @@ class PBEInpaintSampler(io.ComfyNode):
                     max=4096,
                     step=8,
                     advanced=True,
-                    tooltip="Side in pixels of what the model sees; 0 is what it was trained at.",
+                    tooltip=(
+                        "Side in pixels of what the model sees; 0 is what it was trained at. Taken "
+                        "to the nearest size that the model can have."
+                    ),
                 ),
                 io.Int.Input(
                     "blend",
@@ -162,6 +169,58 @@ class PBEInpaintSampler(io.ComfyNode):
                     tooltip=(
                         "Removes a colour cast from the painted crop, so that what it keeps around "
                         "the hole matches the photo. Turn it on if the rim shows a step in tone."
+                    ),
+                ),
+                io.Combo.Input(
+                    "exemplars",
+                    options=[EACH_RESULT, EACH_HOLE],
+                    default=EACH_RESULT,
+                    optional=True,
+                    tooltip=(
+                        "What a batch of exemplars is for. one for each hole goes with region "
+                        "each: the first into the first hole, left to right and row after row, or "
+                        "into the first of a batch of masks for one photo."
+                    ),
+                ),
+                io.Combo.Input(
+                    "empty_mask",
+                    options=EMPTY_MASKS,
+                    default=EMPTY_MASKS[0],
+                    optional=True,
+                    tooltip=(
+                        "A photo with an empty mask: stop with an error, or pass it through "
+                        "unchanged, for long batches."
+                    ),
+                ),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip=(
+                        "Noise levels from a scheduler node, such as AlignYourStepsScheduler. They "
+                        "take the place of steps, scheduler and denoise."
+                    ),
+                ),
+                io.Float.Input(
+                    "guidance_start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Share of the schedule before which similarity does not count yet.",
+                ),
+                io.Float.Input(
+                    "guidance_end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Share of the schedule after which similarity does not count any more. "
+                        "Steps without it take half the time."
                     ),
                 ),
             ],
@@ -217,26 +276,42 @@ class PBEInpaintSampler(io.ComfyNode):
         context_mask: torch.Tensor | None = None,
         blend_mask: torch.Tensor | None = None,
         colour_match: bool = False,
+        exemplars: str = EACH_RESULT,
+        empty_mask: str = EMPTY_MASKS[0],
+        sigmas: torch.Tensor | None = None,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
     ) -> io.NodeOutput:
         config = pbe_config(model)
         check_parts(config, vae, positive, negative)
+        check_guidance_interval(guidance_start, guidance_end)
+        if (guidance_start, guidance_end) != (0, 1):
+            model = limit_guidance(model, guidance_start, guidance_end)
         photos = rgb(image)
         masks = mask_like(mask, photos)
         context_masks = None if context_mask is None else mask_like(context_mask, photos)
         blend_masks = None if blend_mask is None else mask_like(blend_mask, photos)
+        tokens = positive[0][0]
+        for_holes = exemplars == EACH_HOLE and len(tokens) > 1
+        # Several masks of one photo are then the masks of its holes.
+        one_photo = for_holes and len(photos) == 1 and len(masks) > 1
         count = batch_size(
             photos=photos,
-            masks=masks,
-            exemplars=positive[0][0],
+            masks=None if one_photo else masks,
+            exemplars=None if for_holes else tokens,
             context_masks=context_masks,
             blend_masks=blend_masks,
         )
+        skip_empty = empty_mask != EMPTY_MASKS[0]
+        if not skip_empty:
+            check_holes(masks)
+        multiple = config.size_multiple
         settings = [
             CropSettings(
                 context=context,
                 blend=None if blend < 0 else blend,
-                resolution=resolution or config.resolution,
-                multiple=config.size_multiple,
+                resolution=nearest_multiple(resolution or config.resolution, multiple),
+                multiple=multiple,
                 context_mask=None if context_masks is None else row(context_masks, i),
                 blend_mask=None if blend_masks is None else row(blend_masks, i),
             )
@@ -244,38 +319,45 @@ class PBEInpaintSampler(io.ComfyNode):
         ]
         editor = BatchEditor(
             [row(photos, i) for i in range(count)],
-            [row(masks, i) for i in range(count)],
+            [masks if one_photo else row(masks, i) for i in range(count)],
             settings,
             mode=region,
+            numbered=for_holes,
+            skip_empty=skip_empty,
         )
-        if len(editor.owners) > count:
-            positive, negative = rows(positive, editor.owners), rows(negative, editor.owners)
-        latent = None
+        if for_holes:
+            check_exemplars(len(tokens), editor)
+        whose = editor.holes if for_holes else editor.owners
+        chosen = [whose[i] for i in editor.to_paint]
+        if chosen != list(range(count)):
+            positive, negative = rows(positive, chosen), rows(negative, chosen)
+        latents = None
 
         def paint(crops: torch.Tensor, hole_masks: torch.Tensor) -> torch.Tensor:
-            nonlocal latent
+            nonlocal latents
             masked_latent = encode_masked(vae, crops, hole_masks)
             shape = tuple(masked_latent.shape[1:])
             noises = [
                 initial_noise(seed + i, shape, num_crops=len(regions))
                 for i, regions in enumerate(editor.regions)
             ]
-            latent = sample(
+            latents = sample(
                 model,
                 positive,
                 negative,
                 masked_latent=masked_latent,
                 hole_mask=hole_masks,
-                init_latent=vae.encode(crops) if denoise < 1 else None,
-                noise=torch.cat(noises),
+                init_latent=vae.encode(crops) if denoise < 1 or sigmas is not None else None,
+                noise=torch.cat(noises)[editor.to_paint],
                 seed=seed,
                 steps=steps,
                 similarity=similarity,
                 sampler=sampler_name,
                 scheduler=scheduler,
                 denoise=denoise,
+                sigmas=sigmas,
             )
-            painted = vae.decode(latent)
+            painted = vae.decode(latents)
             if not painted.isfinite().all():
                 raise ValueError(
                     "the result holds NaNs: half precision overflowed or the checkpoint is "
@@ -285,10 +367,15 @@ class PBEInpaintSampler(io.ComfyNode):
             return painted
 
         results = editor.edit(paint, colour_match=colour_match)
+        if len(editor.to_paint) < len(editor.crops):  # those that pass through are encoded as is
+            every = vae.encode(editor.crops)
+            if latents is not None:
+                every[editor.to_paint] = latents.to(every)
+            latents = every
         return io.NodeOutput(
             torch.cat([result.images for result in results]),
-            {"samples": latent},
+            {"samples": latents},
             torch.cat([result.crops for result in results]),
             torch.stack([result.blend_mask for result in results]),
-            StitchInfo(editor.photos, editor.regions),
+            editor,
         )

@@ -56,6 +56,7 @@ def sample(
     sampler: str,
     scheduler: str,
     denoise: float,
+    sigmas: Tensor | None = None,
 ) -> Tensor:
     """Run the host's sampler, with its previews, progress bar and cancel button.
 
@@ -73,10 +74,21 @@ def sample(
         sampler: One of the host's samplers.
         scheduler: One of the host's schedulers.
         denoise: Share of the schedule that is run, as in KSampler.
+        sigmas: Noise levels of a scheduler node, in place of steps, scheduler and denoise. From
+            the model's highest on, or above, `init_latent` is left out.
 
     Returns:
         Unscaled latent, (B, 4, h, w).
     """
+    if sigmas is not None:
+        if len(sigmas) < 2:
+            raise ValueError(
+                f"sigmas holds {len(sigmas)} noise levels; connect a scheduler node with 1 step or "
+                "more and a denoise above 0"
+            )
+        steps, denoise = len(sigmas) - 1, 1.0
+        if float(sigmas[0]) >= float(model.get_model_object("model_sampling").sigma_max) * 0.9999:
+            init_latent = None
     photo = {"concat_latent_image": masked_latent, "concat_mask": hole_mask}
     # The host adds the latent to the noise even at the highest noise level; zeros add nothing.
     start = torch.zeros_like(masked_latent) if init_latent is None else init_latent
@@ -91,6 +103,7 @@ def sample(
         node_helpers.conditioning_set_values(negative, photo),
         start,
         denoise=denoise,
+        sigmas=sigmas,
         callback=latent_preview.prepare_callback(model, steps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,

@@ -1,8 +1,9 @@
 """Planning the crops of a photo: where they are, at what size they are edited, how they blend.
 
-A square around the hole, as large as in training, shifted to stay inside the photo. A photo may
-have several holes far from each other: each can have a crop of its own, and all crops have the
-model's size, so they are one batch. Cropping and stitching are in `region`.
+A square around the hole, as large as in training, shifted to stay inside the photo; or a box of
+another aspect, for models that take one. A photo may have several holes far from each other: each
+can have a crop of its own, and all crops have the model's size, so they are one batch. Cropping and
+stitching are in `region`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from .crop_settings import DEFAULT_CROP, CropSettings
+from .crop_settings import DEFAULT_CROP, CropSettings, nearest_multiple
 from .mask import bounding_box, expand_hole, feather_hole
 from .mask_shapes import Box
-from .region import Region, clip_box, slices
+from .region import INVISIBLE, Region, clip_box, slices
 
 CROPS = ("auto", "whole", "squash")
 MODES = (*CROPS, "each")
@@ -29,8 +30,6 @@ _MAX_UPSCALE = 8
 _MAX_STRETCH = 2
 _NOISE = 0.1
 """Mask values up to this are taken for compression noise, not for a feathered edge."""
-_INVISIBLE = 1 / 512
-"""Share of the result below half an 8-bit level, as in the tail of a blur or sigmoid."""
 _SHOWN = 0.25
 """Share of another hole's box that a crop may show before the two holes share a crop."""
 _MAX_CROPS = 64
@@ -41,16 +40,17 @@ def plan_region(
 ) -> Region:
     """Chooses one crop for all that is to be repainted.
 
-    "auto" takes a square whose side is `context` times the longer side of the hole. It is shifted
+    "auto" takes a square (a box of the aspect of `crop.size`, if it is not square) whose side is
+    `context` times the longer side of the hole. It is shifted
     to stay inside the photo; where the photo is too narrow for it, it is made smaller, down to
     1.2 times the hole, and only then overflows. It is never upscaled more than 8 times, so a tiny
     hole gets more context.
 
-    "whole" takes the whole photo, at about resolution x resolution pixels. The aspect is kept up
+    "whole" takes the whole photo, at about as many pixels as `crop.size` has. The aspect is kept up
     to the rounding of both sides to the multiple; aspects beyond 4:1 are squashed.
 
-    "squash" takes the whole photo at resolution x resolution pixels, whatever its aspect, as the
-    official code was fed.
+    "squash" takes the whole photo at `crop.size`, whatever its aspect, as the official code was
+    fed.
 
     Args:
         hole_mask: (H, W), 1 = repaint; the hole is what lies above 0.5.
@@ -63,7 +63,7 @@ def plan_region(
     """
     _check_mode(mode, CROPS)
     _check_masks(hole_mask, crop)
-    resolution, multiple = _sizes(crop)
+    crop = crop.completed()
     blend, blend_mask, context_mask = crop.blend, crop.blend_mask, crop.context_mask
     height, width = photo_size = (hole_mask.shape[0], hole_mask.shape[1])
     if blend is None:
@@ -75,18 +75,18 @@ def plan_region(
         painted = zone = clip_box(_grow(painted, math.ceil(blend)), photo_size)
         shares = _blend_mask(hole_mask[slices(zone)], blend)
     else:
-        zone = bounding_box(blend_mask, _INVISIBLE)
+        zone = bounding_box(blend_mask, INVISIBLE)
         shares = blend_mask[slices(zone)].clamp(0, 1)
-        shares = torch.where(shares > _INVISIBLE, shares, 0)
+        shares = torch.where(shares > INVISIBLE, shares, 0)
 
-    box, size = (0, 0, width, height), (resolution, resolution)
+    box, size = (0, 0, width, height), crop.size
     if mode == "auto":
         needed = _union(painted, zone)
         if context_mask is not None and (context_mask > 0.5).any():
             needed = _union(needed, bounding_box(context_mask))
-        box = _square_around(painted, needed, photo_size, crop.context, resolution)
+        box = _box_around(painted, needed, photo_size, crop.context, size)
     elif mode == "whole":
-        size = _whole_size(photo_size, resolution, multiple)
+        size = _whole_size(photo_size, size, crop.multiple or 1)
     return Region(photo_size, box, size, zone, shares)
 
 
@@ -116,7 +116,7 @@ def plan_regions(
     if mode != "each":
         return [plan_region(hole_mask, crop, mode=mode)]
     _check_masks(hole_mask, crop)
-    resolution, _ = _sizes(crop)
+    size = crop.completed().size
     photo_size = (hole_mask.shape[0], hole_mask.shape[1])
 
     def crop_around(hole: Box, needed: Box) -> Box:
@@ -125,7 +125,7 @@ def plan_regions(
             blend = _blend_of(crop.context * _side(hole), photo_size)
         painted = clip_box(_grow(hole, math.ceil(blend)), photo_size)
         needed = _union(painted, needed)
-        return _square_around(painted, needed, photo_size, crop.context, resolution)
+        return _box_around(painted, needed, photo_size, crop.context, size)
 
     nearest, groups = _separate_holes(hole_mask, crop.context_mask, crop_around)
     if len(groups) < 2:
@@ -139,9 +139,59 @@ def plan_regions(
     for group in groups:
         own = torch.from_numpy(np.isin(nearest, group)).to(hole_mask.device)
         part = crop.inside(own)
-        if part.blend_mask is None or (part.blend_mask > _INVISIBLE).any():
+        if part.blend_mask is None or (part.blend_mask > INVISIBLE).any():
             regions.append(plan_region(torch.where(own, hole_mask, 0), part))
     return regions
+
+
+def plan_numbered(
+    hole_mask: Tensor, numbers: np.ndarray, crop: CropSettings = DEFAULT_CROP
+) -> list[Region]:
+    """Chooses one crop for each numbered hole, however near they are: each is painted by itself.
+
+    Args:
+        hole_mask: (H, W), 1 = repaint; a hole is what lies above 0.5.
+        numbers: (H, W) integers: the number of the hole that a pixel belongs to, from 1; 0 outside.
+        crop: As in `plan_regions`.
+
+    Returns:
+        The regions, in the order of their numbers.
+
+    Raises:
+        ValueError: As `plan_region`, more than 64 holes, or one of them is not in the mask.
+    """
+    _check_masks(hole_mask, crop)
+    count = int(numbers.max())
+    if count > _MAX_CROPS:
+        raise ValueError(f"the mask has {count} holes; give at most {_MAX_CROPS}")
+    nearest = _spread(numbers)
+    regions = []
+    for number in range(1, count + 1):
+        own = torch.from_numpy(nearest == number).to(hole_mask.device)
+        hole = torch.where(own, hole_mask, 0)
+        if not (hole > 0.5).any():
+            raise ValueError(
+                f"hole {number} is empty or lies under later ones; draw masks side by side"
+            )
+        regions.append(plan_region(hole, crop.inside(own)))
+    return regions
+
+
+def untouched_region(
+    photo_size: tuple[int, int], crop: CropSettings = DEFAULT_CROP, *, mode: str = "auto"
+) -> Region:
+    """The region of a photo without a hole: all of it, of which nothing is blended in.
+
+    Args:
+        photo_size: (H, W).
+        crop: As in `plan_region`.
+        mode: One of `MODES`; the region has the size that a photo with a hole would have.
+    """
+    _check_mode(mode, MODES)
+    crop = crop.completed()
+    size = _whole_size(photo_size, crop.size, crop.multiple or 1) if mode == "whole" else crop.size
+    box = (0, 0, photo_size[1], photo_size[0])
+    return Region(photo_size, box, size, (0, 0, 0, 0), torch.zeros(0, 0))
 
 
 def _blend_mask(hole_mask: Tensor, blend: float) -> Tensor:
@@ -165,33 +215,31 @@ def _check_masks(hole_mask: Tensor, crop: CropSettings) -> None:
                 f"the {name} mask has shape {tuple(other.shape)} and the hole's mask "
                 f"{tuple(hole_mask.shape)}; give masks of the photo's size"
             )
-    if crop.blend_mask is not None and not (crop.blend_mask > _INVISIBLE).any():
+    if crop.blend_mask is not None and not (crop.blend_mask > INVISIBLE).any():
         raise ValueError(
             "the blend mask is empty, so nothing of the photo would change; paint white where "
             "the result should show, or leave the blend mask out"
         )
 
 
-def _sizes(crop: CropSettings) -> tuple[int, int]:
-    """Resolution and multiple."""
-    crop = crop.completed()
-    assert crop.resolution is not None and crop.multiple is not None
-    return crop.resolution, crop.multiple
-
-
-def _square_around(
-    painted: Box, needed: Box, photo_size: tuple[int, int], context: float, resolution: int
+def _box_around(
+    painted: Box, needed: Box, photo_size: tuple[int, int], context: float, size: tuple[int, int]
 ) -> Box:
-    """Square of `context` times what is painted, around it, holding all that is needed."""
-    hole, short, long = _side(painted), min(photo_size), max(photo_size)
-    wanted = max(context * hole, resolution / _MAX_UPSCALE)
+    """Box of the aspect of `size`, `context` times what is painted, holding all that is needed."""
+    # Lengths are measured in the sides of a box of this aspect whose area is 1.
+    unit = math.sqrt(size[0] * size[1])
+    sides = size[1] / unit, size[0] / unit  # of x and y, both 1 for a square
+    lengths = [length / side for length, side in zip(reversed(photo_size), sides, strict=True)]
+    hole, short, long = _side(painted, sides), min(lengths), max(lengths)
+    wanted = max(context * hole, unit / _MAX_UPSCALE)
     wanted = min(wanted, max(short, _TIGHT_CONTEXT * hole), long)
-    side = max(_side(needed), round(wanted))
-    left, top = (
-        _place(painted[i::2], needed[i::2], side, length)
-        for i, length in enumerate(reversed(photo_size))
-    )
-    return left, top, left + side, top + side
+    scale = max(_side(needed, sides), round(wanted))
+    spans = []
+    for i, length in enumerate(reversed(photo_size)):
+        span = max(needed[i + 2] - needed[i], round(scale * sides[i]))
+        spans.append((_place(painted[i::2], needed[i::2], span, length), span))
+    (left, width), (top, height) = spans
+    return left, top, left + width, top + height
 
 
 def _place(painted: tuple[int, ...], needed: tuple[int, ...], side: int, length: int) -> int:
@@ -216,8 +264,7 @@ def _separate_holes(
     ndimage.label(hole, structure=np.ones((3, 3)), output=blobs)
     boxes = _boxes(blobs, int(blobs.max()))
     if len(boxes) > 1:
-        indices = ndimage.distance_transform_edt(~hole, return_distances=False, return_indices=True)
-        blobs = blobs[tuple(np.asarray(indices))]
+        blobs = _spread(blobs)
     marked = 0 if context_mask is None else blobs * (context_mask > 0.5).cpu().numpy()
     context_boxes = _boxes(np.broadcast_to(marked, hole.shape), len(boxes))
 
@@ -234,6 +281,14 @@ def _separate_holes(
             members, box, needed = near[0] + members, _union(box, near[1]), _union(needed, near[2])
         groups.append((members, box, needed, area))
     return blobs, sorted(sorted(group[0]) for group in groups)
+
+
+def _spread(numbers: np.ndarray) -> np.ndarray:
+    """Gives each pixel that is 0 the number of the nearest one that is not, (H, W)."""
+    indices = ndimage.distance_transform_edt(
+        numbers == 0, return_distances=False, return_indices=True
+    )
+    return numbers[tuple(np.asarray(indices))]
 
 
 def _boxes(labels: np.ndarray, count: int) -> list[Box | None]:
@@ -255,17 +310,17 @@ def _blend_of(side: float, photo_size: tuple[int, int]) -> float:
     return max(2.0, min(side, max(photo_size)) / 64)
 
 
-def _whole_size(photo_size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
+def _whole_size(
+    photo_size: tuple[int, int], size: tuple[int, int], multiple: int
+) -> tuple[int, int]:
+    """Sizes of the photo's aspect with as many pixels as `size`."""
+    resolution = math.sqrt(size[0] * size[1])
     scale = resolution / math.sqrt(photo_size[0] * photo_size[1])
     height, width = (
         round(min(max(length * scale, resolution / _MAX_STRETCH), resolution * _MAX_STRETCH))
         for length in photo_size
     )
-    return _to_multiple(height, multiple), _to_multiple(width, multiple)
-
-
-def _to_multiple(length: int, multiple: int) -> int:
-    return max(1, round(length / multiple)) * multiple
+    return nearest_multiple(height, multiple), nearest_multiple(width, multiple)
 
 
 def _grow(box: Box, pixels: int) -> Box:
@@ -277,5 +332,6 @@ def _union(*boxes: Box) -> Box:
     return min(starts_x), min(starts_y), max(stops_x), max(stops_y)
 
 
-def _side(box: Box) -> int:
-    return max(box[2] - box[0], box[3] - box[1])
+def _side(box: Box, sides: tuple[float, float] = (1, 1)) -> float:
+    """The longer side of a box, each measured in a unit of its own."""
+    return max((box[2] - box[0]) / sides[0], (box[3] - box[1]) / sides[1])

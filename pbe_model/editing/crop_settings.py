@@ -30,6 +30,9 @@ class CropSettings:
             values between 0.1 and 0.5 count as its soft edge.
         resolution: Side in pixels at which the model works, a multiple of `multiple`; `None` is
             what the model was trained at.
+        height: Height in pixels of a crop that is not square, a multiple of `multiple`; `None` is
+            `resolution`.
+        width: Its width, likewise.
         multiple: What both sides of a crop must be multiples of; `None` is what the model needs.
         context_mask: `(H, W)`; the crop also holds what lies above 0.5 in it, which may be nothing.
         blend_mask: `(H, W)`, the share of the result in each pixel, in place of what `blend` and
@@ -43,6 +46,8 @@ class CropSettings:
     context: float = CONTEXT
     blend: float | None = None
     resolution: int | None = None
+    height: int | None = None
+    width: int | None = None
     multiple: int | None = None
     context_mask: Tensor | None = None
     blend_mask: Tensor | None = None
@@ -55,13 +60,24 @@ class CropSettings:
             )
         if self.blend is not None and not 0 <= self.blend <= _MOST:
             raise ValueError(f"blend is {self.blend:g}; give a number of pixels from 0 to {_MOST}")
-        if self.resolution is not None and self.resolution > _MOST:
-            raise ValueError(f"resolution is {shown(self.resolution)}; give at most {_MOST} pixels")
-        if self.resolution is not None and self.multiple is not None:
-            _check_resolution(self.resolution, self.multiple)
+        for name in ("resolution", "height", "width"):
+            length = getattr(self, name)
+            if length is not None and length > _MOST:
+                raise ValueError(f"{name} is {shown(length)}; give at most {_MOST} pixels")
+            if length is not None and self.multiple is not None:
+                _check_length(name, length, self.multiple)
         for name, mask in (("context_mask", self.context_mask), ("blend_mask", self.blend_mask)):
             if mask is not None:
                 check_mask(name, mask)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """`(h, w)` at which the model works; `completed` settles what is left open."""
+        height, width = (
+            self.resolution if length is None else length for length in (self.height, self.width)
+        )
+        assert height is not None and width is not None
+        return height, width
 
     def completed(self, resolution: int = 512, multiple: int = 64) -> CropSettings:
         """These settings with the sizes that are left open taken from a model.
@@ -96,10 +112,14 @@ class CropSettings:
 DEFAULT_CROP = CropSettings()
 
 
-def _check_resolution(resolution: int, multiple: int) -> None:
-    if resolution < multiple or resolution % multiple:
-        nearest = max(1, round(resolution / multiple)) * multiple
+def nearest_multiple(length: float, multiple: int) -> int:
+    """The multiple nearest to a length in pixels, at least one of it."""
+    return max(1, round(length / multiple)) * multiple
+
+
+def _check_length(name: str, length: int, multiple: int) -> None:
+    if length < multiple or length % multiple:
         raise ValueError(
-            f"resolution {resolution} is not a multiple of {multiple}, as this model needs; "
-            f"use {nearest}"
+            f"{name} {length} is not a multiple of {multiple}, as this model needs; "
+            f"use {nearest_multiple(length, multiple)}"
         )

@@ -10,6 +10,7 @@ posterior, the model's whole picture as the result, and values rounded down to 8
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..model import PaintByExample
 from ..sampling.samplers import Callback
 from ..untrusted import shown
-from .batch import BatchEditor, EditResult
+from .batch import BatchEditor, EditResult, check_exemplars
 from .checks import check_picture
 from .crop_settings import DEFAULT_CROP, CropSettings
 from .denoise import encode_crops, encode_exemplar, initial_noise, paint_crops
@@ -56,7 +57,7 @@ def edit(
     model: PaintByExample,
     image: Tensor,
     hole_mask: Tensor,
-    exemplar: Tensor,
+    exemplar: Tensor | Sequence[Tensor],
     *,
     steps: int = 20,
     similarity: float = 5.0,
@@ -66,12 +67,13 @@ def edit(
     region: str = "auto",
     strength: float = 1.0,
     fit: Fit = "squash",
-    exemplar_mask: Tensor | None = None,
+    exemplar_mask: Tensor | Sequence[Tensor | None] | None = None,
     crop: CropSettings = DEFAULT_CROP,
     colour_match: bool = False,
     posterior: str = "mode",
     paste_back: bool = True,
     truncate: bool = False,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
     callback: Callback | None = None,
 ) -> EditResult:
     """Paint the exemplar into the hole of a photo (arXiv 2211.13227).
@@ -83,8 +85,10 @@ def edit(
         model: From `PaintByExample.from_checkpoint`.
         image: Photo, `(H, W, 3)` in [0, 1].
         hole_mask: `(H, W)`, 1 = repaint, the hole is what lies above 0.5; a mask of another size
-            is resized to the photo's.
-        exemplar: `(h, w, 3)` in [0, 1], any size from 8 pixels.
+            is resized to the photo's. With several exemplars also `(K, H, W)`, a mask for each.
+        exemplar: `(h, w, 3)` in [0, 1], any size from 8 pixels. With the region `"each"` also a
+            list of them, one for each hole: holes count from left to right, row after row (see
+            `hole_numbers.number_holes`), or as their masks do.
         steps: Sampling steps.
         similarity: Guidance scale; 0 ignores the exemplar.
         seed: Image `i` is drawn from `seed + i`, its crops one after another.
@@ -92,10 +96,11 @@ def edit(
         num_images: Variations to paint.
         region: `"auto"` crops around the hole, `"whole"` takes the whole photo, `"squash"` takes
             it as the model's square, whatever its aspect, `"each"` crops around each of several
-            separate holes and paints the exemplar into every one; see `crop_plan.plan_regions`.
+            separate holes and paints the exemplar into every one, or each of several exemplars
+            into its own; see `crop_plan.plan_regions`.
         strength: Share of the steps that are run; below 1 the hole keeps some of its content.
         fit: How the exemplar is brought to a square: `"squash"`, `"crop"` or `"pad"`.
-        exemplar_mask: `(h, w)`, 1 = belongs to the object.
+        exemplar_mask: `(h, w)`, 1 = belongs to the object; with several exemplars a list.
         crop: How much the crop shows, its resolution, and how it is blended in.
         colour_match: Remove the colour cast that the first stage leaves on the crop's kept pixels;
             see `region.match_colour`.
@@ -105,18 +110,28 @@ def edit(
             surroundings, at the model's size.
         truncate: Round what is painted down to the 256 levels of 8 bits. Otherwise it is left as it
             is, for `write_image` to round.
+        guidance_interval: Part of the schedule in which similarity counts, from 0 (pure noise) to
+            1; outside of it the model runs without guidance, in half the time.
         callback: Called after each step with its index, their number and the current guess.
 
     Raises:
         ValueError: Bad sizes or ranges, an empty mask, unknown names, or a result that is not
             finite, with what to do about it.
     """
-    check_picture("exemplar", exemplar)
+    exemplars, exemplar_masks = _each_exemplar(exemplar, exemplar_mask)
     _check(steps, num_images, similarity, seed, posterior)
+    check_guidance_interval(*guidance_interval)
     config = model.config
     settings = crop.completed(config.resolution, config.size_multiple)
-    editor = BatchEditor([image], [hole_mask], [settings], mode=region)
-    context = encode_exemplar(model, exemplar, fit=fit, exemplar_mask=exemplar_mask)
+    numbered = len(exemplars) > 1
+    editor = BatchEditor([image], [hole_mask], [settings], mode=region, numbered=numbered)
+    check_exemplars(len(exemplars), editor)
+    context = torch.cat(
+        [
+            encode_exemplar(model, one, fit=fit, exemplar_mask=mask)
+            for one, mask in zip(exemplars, exemplar_masks, strict=True)
+        ]
+    )
 
     height, width = (side // config.vae.downscale for side in editor.crops.shape[1:3])
     shape = (config.vae.z_channels, height, width)
@@ -136,6 +151,7 @@ def edit(
             steps=steps,
             sampler=sampler,
             strength=strength,
+            guidance_interval=guidance_interval,
             callback=callback,
         )
 
@@ -143,6 +159,36 @@ def edit(
         paint, colour_match=colour_match, truncate=truncate, paste_back=paste_back
     )
     return result
+
+
+def _each_exemplar(
+    exemplar: Tensor | Sequence[Tensor], exemplar_mask: Tensor | Sequence[Tensor | None] | None
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Exemplars and their masks as lists of the same length."""
+    exemplars = [exemplar] if isinstance(exemplar, Tensor) else list(exemplar)
+    if not exemplars:
+        raise ValueError("the list of exemplars is empty; give at least one picture")
+    for one in exemplars:
+        check_picture("exemplar", one)
+    if exemplar_mask is None or isinstance(exemplar_mask, Tensor):
+        masks = [exemplar_mask] * len(exemplars)
+    else:
+        masks = list(exemplar_mask)
+    if len(masks) != len(exemplars):
+        raise ValueError(
+            f"{len(masks)} exemplar masks and {len(exemplars)} exemplars do not match; give one "
+            "for each, or None for an exemplar without"
+        )
+    return exemplars, masks
+
+
+def check_guidance_interval(start: float, end: float) -> None:
+    """Raise `ValueError` unless this is a part of the schedule."""
+    if not 0 <= start <= end <= 1:
+        raise ValueError(
+            f"the guidance interval is {start:g} to {end:g}; give two numbers from 0 to 1, the "
+            "smaller first"
+        )
 
 
 def check_num_images(count: int) -> None:

@@ -73,6 +73,30 @@ def bounding_box(hole_mask: Tensor, threshold: float = 0.5) -> Box:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def with_threshold(hole_mask: Tensor, threshold: float) -> Tensor:
+    """A mask whose edge runs at another value, with that value moved to 0.5.
+
+    Args:
+        hole_mask: Any shape; what lies above the threshold is the hole.
+        threshold: From 0 to below 1; at 0.5 the mask stays as it is.
+
+    Returns:
+        Same shape, soft edges kept: 0 and 1 stay, values between are stretched evenly.
+
+    Raises:
+        ValueError: The threshold is out of range.
+    """
+    if not 0 <= threshold < 1:
+        raise ValueError(f"the mask's threshold is {threshold:g}; give a number from 0 to below 1")
+    if threshold == 0.5:
+        return hole_mask
+    below = hole_mask / (2 * threshold) if threshold else torch.zeros_like(hole_mask)
+    above = 0.5 + (hole_mask - threshold) / (2 - 2 * threshold)
+    # Rounding must not move a pixel across the edge.
+    below, above = below.clamp_max(0.5), above.clamp_min(0.5 + 2**-20)
+    return torch.where(hole_mask > threshold, above, below)
+
+
 def expand_hole(hole_mask: Tensor, pixels: float) -> Tensor:
     """Grows the hole by a Euclidean disc, or shrinks it.
 

@@ -18,13 +18,17 @@ Images are float32 (B, H, W, C) in [0, 1], ComfyUI's layout; masks are (B, H, W)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .mask import resize_mask
 from .mask_shapes import Box
+
+INVISIBLE = 1 / 512
+"""Share of the result below half an 8-bit level, as in the tail of a blur or sigmoid."""
 
 _REACH = 1 / 8
 """Standard deviation of the blur of `match_colour`, over the crop's longer side."""
@@ -142,6 +146,21 @@ def stitch_all(photo: Tensor, crop_results: Tensor, regions: Sequence[Region]) -
     return photo
 
 
+def with_share(region: Region, share: Tensor) -> Region:
+    """The region with another blend mask: one that was drawn on its crop.
+
+    Args:
+        region: Where the crop is.
+        share: (h, w) at any size, stretched over the crop: the share of the result in each pixel.
+            What lies beyond the photo is cut off.
+    """
+    x0, y0, x1, y1 = region.box
+    inside = clip_box(region.box, region.photo_size)
+    share = resize_mask(share, (y1 - y0, x1 - x0))[slices(inside, origin=region.box)].clamp(0, 1)
+    share = torch.where(share > INVISIBLE, share, 0)
+    return replace(region, blend_box=inside, blend_mask=share)
+
+
 def photo_blend_mask(regions: Sequence[Region]) -> Tensor:
     """Share of all results together in each pixel of the photo, (H, W); 0 is untouched."""
     share = regions[0].photo_blend_mask
@@ -160,18 +179,20 @@ def match_colour(painted: Tensor, original: Tensor, hole_mask: Tensor) -> Tensor
     around a hole in a plain sky there is none to measure.
 
     Args:
-        painted: (N, h, w, C) in [0, 1], from the model.
+        painted: (N, h', w', C) in [0, 1], from the model, at any size.
         original: (N, h, w, C) in [0, 1], the crop before.
         hole_mask: (N, h, w), 1 = repaint; the hole is what lies above 0.5.
 
     Returns:
-        (N, h, w, C) in [0, 1]; where nothing is kept, as it came.
+        (N, h', w', C) in [0, 1]; where nothing is kept, as it came.
     """
     keep = (hole_mask <= 0.5).to(painted)[:, None]  # (N, 1, h, w)
-    error = (original.to(painted) - painted).movedim(-1, 1) * keep
+    seen = resize(painted.movedim(-1, 1), (keep.shape[2], keep.shape[3]))
+    error = (original.to(painted).movedim(-1, 1) - seen) * keep
     along_y, along_x = (_gaussian(keep, length) for length in keep.shape[-2:])
     error, weight = (along_y @ channels @ along_x for channels in (error, keep))
     shift = torch.where(weight > 0, error / weight, 0)
+    shift = resize(shift, (painted.shape[1], painted.shape[2]))
     return (painted + shift.movedim(1, -1)).clamp(0, 1)
 
 

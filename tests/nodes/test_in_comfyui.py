@@ -37,6 +37,8 @@ NODES = (
     "PBELoadExemplar",
     "PBEMaskAugmenter",
     "PBEInpaintSampler",
+    "PBEOutpaint",
+    "PBECrop",
     "PBEStitch",
 )
 
@@ -456,14 +458,14 @@ def test_attention_and_weight_types_change_little(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask": ["30", 0]}, "the mask is empty"),
+        ({"mask": ["30", 0]}, "the mask is empty: LoadImage makes its mask of what is transparent"),
         ({"vae": ["31", 2]}, "connect the VAE of Load Paint by Example"),
         ({"positive": ["32", 0]}, "connect an Exemplar Encoder of the same checkpoint"),
-        ({"resolution": 72}, "resolution 72 is not a multiple of 16"),
+        ({"guidance_start": 0.7, "guidance_end": 0.2}, "the guidance interval is 0.7 to 0.2"),
         ({"steps": 0}, "Value 0 smaller than min of 1"),
         ({"sampler_name": "none such"}, "Value not in list"),
     ],
-    ids=["empty mask", "foreign VAE", "foreign exemplar", "resolution", "steps", "sampler"],
+    ids=["empty mask", "foreign VAE", "foreign exemplar", "interval", "steps", "sampler"],
 )
 def test_bad_input_is_one_clear_sentence(host: Host, checkpoint: Path, changes: dict, message: str):
     other = replace(

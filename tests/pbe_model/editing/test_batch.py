@@ -146,3 +146,71 @@ def test_rows_are_repeated_as_a_whole() -> None:
     rows = torch.arange(6).view(2, 3)
     assert torch.equal(repeat_rows(rows, 4), torch.cat([rows, rows]))
     assert torch.equal(repeat_rows(rows[:1], 3), rows[:1].expand(3, -1))
+
+
+def two_holes() -> tuple[Tensor, Tensor]:
+    """A photo (100, 160, 3) and its mask with two holes far apart."""
+    photo = uniform(100, 160, 3, seed=3)
+    hole = torch.zeros(100, 160)
+    hole[40:50, 20:30] = hole[50:62, 130:142] = 1
+    return photo, hole
+
+
+def test_a_photo_without_a_hole_passes_through_beside_others():
+    photo, hole = two_holes()
+    seen = []
+
+    def paint(crops, hole_masks):
+        seen.append(hole_masks)
+        return torch.cat([torch.zeros_like(crops), torch.ones_like(crops)])  # two variations
+
+    empty = torch.full_like(hole, 0.3)
+    editor = BatchEditor(
+        [photo] * 3, [hole, empty, hole], [AT_32] * 3, mode="each", skip_empty=True
+    )
+    assert editor.to_paint == [0, 1, 3, 4] and len(editor.crops) == 5
+    assert not editor.hole_masks[2].any()
+    painted, passed, _ = editor.edit(paint)
+    assert [len(masks) for masks in seen] == [4] and all(m.any() for m in seen[0])
+    assert torch.equal(passed.images, photo.expand(2, -1, -1, -1))
+    assert not passed.blend_mask.any() and len(passed.crops) == 2
+    for level, image in enumerate(painted.images):
+        assert ((image[hole == 1] - level).abs() < 1e-5).all()
+
+    nothing = BatchEditor([photo], [empty], [AT_32], mode="whole", skip_empty=True)
+    (passed,) = nothing.edit(paint)
+    assert len(seen) == 1 and torch.equal(passed.images, photo[None])
+    with pytest.raises(ValueError, match="the mask is empty"):
+        BatchEditor([photo], [empty], [AT_32])
+
+
+def test_crops_of_any_size_are_pasted_with_masks_drawn_on_them():
+    photo, hole = two_holes()
+    editor = BatchEditor([photo], [hole], [AT_32], mode="each")
+    painted = torch.ones(4, 200, 200, 3)  # two variations
+    shares = torch.zeros(4, 100, 100)
+    shares[0, :50] = shares[3] = 1
+    (result,) = editor.paste(painted, shares=shares)
+    first, second = ((image != photo).any(-1) for image in result.images)
+    boxes = [region.box for region in result.regions]
+    x0, y0, x1, y1 = boxes[0]
+    middle = (y0 + y1) // 2
+    assert first[y0 : middle - 1, x0:x1].all() and not first[middle + 2 :].any()
+    assert first.sum() == first[y0:y1, x0:x1].sum()
+    x0, y0, x1, y1 = boxes[1]
+    assert second[y0:y1, x0:x1].all() and second.sum() == (x1 - x0) * (y1 - y0)
+
+    for wrong, masks, message in (
+        (painted[:3], None, "3 crops and 1 photos with 2 regions do not match"),
+        (painted, shares[:3], "3 blend masks and 4 crops do not match"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            editor.paste(wrong, shares=masks)
+
+
+def test_colours_are_matched_at_the_size_of_the_painted_crop():
+    photo, hole = two_holes()
+    editor = BatchEditor([photo * 0.5 + 0.2], [hole], [AT_32], mode="each")
+    large = editor.crops.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    (result,) = editor.paste(large + 0.1, colour_match=True)
+    torch.testing.assert_close(result.crops, large, rtol=0, atol=0.01)

@@ -165,6 +165,17 @@ def test_noise_keeps_its_type_in_half_precision(inputs):
     assert eps.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("t", "guided_there"),
+    [(999.0, False), (800.0, False), (700.0, True), (300.0, True), (99.0, False)],
+)
+def test_outside_the_interval_there_is_no_guidance(model, inputs, t, guided_there):
+    context, x, times = noise(1, 1, 24), noise(2, 4, 8, 8), torch.full((2,), t)
+    within = guided(model, inputs, context, 5.0, (0.25, 0.75))(x, times)
+    expected = guided(model, inputs, context, 5.0 if guided_there else 1.0)(x, times)
+    assert torch.equal(within, expected)
+
+
 # ---- the edit ----------------------------------------------------------------------------------
 
 
@@ -318,6 +329,33 @@ def test_image_i_has_seed_plus_i_whatever_the_number_of_holes(paint_each):
         torch.testing.assert_close(batch[i], alone, rtol=0, atol=1e-4)
 
 
+def test_each_hole_gets_an_exemplar_of_its_own(model, paint_each):
+    """Hole 1 and 2 as in edits with that exemplar for both; masks give the holes other numbers."""
+    exemplars = [EXEMPLAR, 1 - EXEMPLAR]
+    options = {"num_images": 2, "steps": 2, "region": "each", "crop": CropSettings(context=1.2)}
+    result = edit(model, PHOTO, HOLES, exemplars, **options)
+    both = [edit(model, PHOTO, HOLES, one, **options) for one in exemplars]
+    assert relative_error(both[0].crops, both[1].crops) > 1e-2
+    for hole in range(2):
+        assert relative_error(result.crops[hole::2], both[hole].crops[hole::2]) < 1e-4
+
+    upper = torch.where(torch.arange(40)[:, None] < 20, HOLES, 0)
+    swapped = edit(model, PHOTO, torch.stack([HOLES - upper, upper]), exemplars[::-1], **options)
+    boxes = [region.box for region in swapped.regions]
+    assert boxes == [region.box for region in result.regions[::-1]]
+    assert edit(
+        model, PHOTO, HOLES, exemplars, exemplar_mask=[None, torch.ones(20, 12)], **options
+    ).images.equal(result.images)
+
+
+def test_an_interval_of_everything_changes_no_bit(paint):
+    assert torch.equal(paint().images, paint(guidance_interval=(0, 1)).images)
+    assert not torch.equal(paint().images, paint(guidance_interval=(0.5, 1)).images)
+    assert torch.equal(
+        paint(similarity=1.0).images, paint(guidance_interval=(0.9995, 0.9996)).images
+    )
+
+
 def test_noise_of_several_crops_continues_their_seed():
     several = initial_noise(7, (4, 3, 5), num_images=2, num_crops=3)
     assert torch.equal(several[::3], initial_noise(7, (4, 3, 5), num_images=2))
@@ -463,6 +501,15 @@ def test_a_result_that_is_not_finite_is_an_error():
         ({"crop": CropSettings(resolution=33)}, "resolution 33 is not a multiple of 4"),
         ({"crop": CropSettings(blend_mask=torch.zeros(40, 52))}, "blend mask is empty"),
         ({"exemplar_mask": torch.zeros(20, 12)}, "empty"),
+        ({"exemplar": []}, "list of exemplars is empty"),
+        ({"exemplar": [EXEMPLAR] * 2}, "region mode 'each', not 'auto'"),
+        ({"exemplar": [EXEMPLAR] * 2, "region": "each"}, "2 exemplars and 1 holes do not match"),
+        (
+            {"exemplar": [EXEMPLAR] * 2, "exemplar_mask": [None] * 3, "region": "each"},
+            "3 exemplar masks and 2 exemplars do not match",
+        ),
+        ({"guidance_interval": (0.5, 0.2)}, "interval is 0.5 to 0.2"),
+        ({"guidance_interval": (0.0, math.nan)}, "interval is 0 to nan"),
     ],
 )
 def test_bad_arguments_are_refused_in_a_sentence(model, changed, words):

@@ -13,6 +13,7 @@ from pbe_model.editing.mask import (
     feather_hole,
     fill_enclosed,
     remove_specks,
+    with_threshold,
 )
 from pbe_model.editing.mask_shapes import bezier_mask, bezier_outline, box_mask, extend_box
 from pbe_model.networks.masked_inputs import latent_keep_mask, masked_image
@@ -281,3 +282,13 @@ def test_masked_image_is_grey_in_the_hole():
     masked = masked_image(image, keep)
     assert (masked[..., 1:3, 1:3] == 0).all()
     assert torch.equal(masked[..., 0, :], image[..., 0, :])
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 0.8])
+def test_a_threshold_moves_the_edge_and_keeps_the_order(threshold):
+    mask = torch.linspace(0, 1, 256)
+    moved = with_threshold(mask, threshold)
+    assert torch.equal(moved > 0.5, mask > threshold)
+    assert (moved.diff() >= 0).all() and moved[0] == 0 and moved[-1] == 1
+    with pytest.raises(ValueError, match="threshold is 1"):
+        with_threshold(mask, 1)

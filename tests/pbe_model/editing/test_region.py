@@ -508,3 +508,42 @@ def test_a_far_corner_takes_the_colour_of_what_little_is_kept():
     hole[0, :2, :2] = 0
     original, painted = torch.full((1, 512, 512, 3), 0.4), torch.full((1, 512, 512, 3), 0.6)
     assert torch.allclose(match_colour(painted, original, hole), original, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["auto", "squash", "each"])
+@pytest.mark.parametrize(("size", "where"), list(itertools.product(SIZES, HOLES)))
+def test_a_crop_of_any_aspect_holds_the_hole(size, where, mode):
+    hole = hole_of(size, where)
+    settings = CropSettings(width=96, height=48, multiple=16)
+    (region,) = plan_regions(hole, settings, mode=mode)
+    assert region.size == (48, 96)
+    x0, y0, x1, y1 = bounding_box(hole)
+    left, top, right, bottom = region.box
+    assert left <= x0 and top <= y0 and x1 <= right and y1 <= bottom
+    if mode != "squash" and min(size) > 1:
+        width, height = right - left, bottom - top
+        assert abs(width / 2 - height) <= 1  # not stretched by more than rounding
+    photo = noise(size)
+    image, _ = crop(photo, hole[None], region)
+    result = stitch(photo, torch.full_like(image, 2.0), region)
+    untouched = region.photo_blend_mask == 0
+    assert torch.equal(result[0][untouched], photo[0][untouched])
+
+
+def test_the_whole_photo_takes_the_pixels_of_a_given_size():
+    region = plan_region(
+        hole_of((300, 40), "centre"), CropSettings(width=96, height=24, multiple=8), mode="whole"
+    )
+    assert region.size == (96, 24)  # 48 * 48 pixels, of an aspect of at most 4:1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 100, "multiple": 16}, "width 100 is not a multiple of 16"),
+        ({"height": 20_000}, "height is 20000"),
+    ],
+)
+def test_sides_that_no_model_takes_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CropSettings(**settings)
