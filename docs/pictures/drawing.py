@@ -11,7 +11,7 @@ Size = tuple[int, int]
 """Width and height."""
 
 _VEIL = 150
-"""Of 255: how much white lies over a hole."""
+"""How much white lies over a hole, of 255."""
 _GAP = 8
 _CAPTION = 24
 
@@ -60,7 +60,7 @@ def bounding_box(hole: Image.Image) -> tuple[int, int, int, int]:
 def show_hole(photo: Image.Image, hole: Image.Image) -> Image.Image:
     """A photo with a veil over its hole and a line around it; both of the size to be seen."""
     hole = hole.point(_is_hole)
-    veil = hole.point(lambda level: level * _VEIL // 255)
+    veil = hole.point([0] * 255 + [_VEIL])
     shown = Image.composite(Image.new("RGB", photo.size, "white"), photo, veil)
     inner = ImageChops.subtract(hole.filter(ImageFilter.MaxFilter(3)), hole)
     outer = ImageChops.subtract(hole.filter(ImageFilter.MaxFilter(7)), hole)
