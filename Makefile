@@ -1,13 +1,15 @@
 # make demo   environment, then the main job on the bundled model
 # make test   environment, then every test
+# make pictures   environment, then every picture in the repository that shows the bundled model
 # make soak   environment, hostile files through every way in, then fuzzing for MINUTES
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
 MINUTES ?= 30
+DATA ?=
 
-.PHONY: demo test soak lint browser peers clean
+.PHONY: demo test pictures soak lint browser peers clean
 
 demo: $(VENV)/ready
 	$(BIN)/pbe demo --out demo_out
@@ -15,6 +17,11 @@ demo: $(VENV)/ready
 # Threads that wait leave the cores to the other processes.
 test: $(VENV)/ready
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# With a ComfyUI and a browser as the tests have them; with DATA=FOLDER, a set that `pbe-train prepare demo` has made,
+# the table of figures as well (ten minutes).
+pictures: $(VENV)/ready
+	OMP_WAIT_POLICY=passive $(BIN)/python -m docs.pictures $(if $(DATA),--data '$(DATA)')
 
 # What the fuzzer finds it leaves as a file in soak_out/, and the corpus that it grew beside it.
 soak: $(VENV)/ready

@@ -1,21 +1,17 @@
 """The pack in the host's page, in a real browser: template, run, picture, help, translation."""
 
 import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from .browser import find_browser
 from .conftest import HOW_TO_GET_IT, REPOSITORY
 from .host import Host, find_host
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 PACK = "paint-by-example"
-MODULES = Path(os.environ.get("NODE_PATH", REPOSITORY / ".venv/browser/node_modules"))
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HELP = REPOSITORY / "nodes/web/docs/PBEExemplarEncoder.md"
 LABELS = REPOSITORY / "locales/ko/nodeDefs.json"
 
@@ -26,23 +22,16 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict:
     found = find_host()
     if found is None:
         pytest.skip(HOW_TO_GET_IT)
-    if CHROMIUM is None or shutil.which("node") is None:
-        pytest.skip("no browser: install chromium and node, then `make browser`")
-    if not (MODULES / "playwright-core").is_dir():
-        pytest.skip("no playwright-core: `make browser` installs it")
+    browser = find_browser()
+    if isinstance(browser, str):
+        pytest.skip(browser)
     folder = tmp_path_factory.mktemp("browser")
     with Host.start(*found, REPOSITORY, folder / "base", name=PACK) as host:
         exemplars = host.object_info("PBELoadExemplar")["PBELoadExemplar"]["input"]["required"]
         script = Path(__file__).with_name("browser.mjs")
-        done = subprocess.run(
-            ["node", str(script), f"http://{host.address}/", PACK, CHROMIUM, str(folder)],
-            env={**os.environ, "NODE_PATH": str(MODULES)},
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
-    assert done.returncode == 0, done.stderr
-    return {**json.loads(done.stdout.splitlines()[-1]), "exemplars": exemplars["exemplar"]}
+        arguments = (f"http://{host.address}/", PACK, browser.chromium, str(folder))
+        printed = browser.drive(script, *arguments, timeout=400)
+    return {**json.loads(printed.splitlines()[-1]), "exemplars": exemplars["exemplar"]}
 
 
 def test_the_template_loads_without_red_boxes_or_errors(seen: dict):

@@ -1,0 +1,96 @@
+// Pictures of ComfyUI's page in a browser. Arguments: address of the host, path of chromium, a JSON
+// file with a list of shots; playwright-core is found through NODE_PATH. A shot is
+//   out    PNG file to write
+//   graph  a workflow as the page saves it, or
+//   nodes  types of nodes with their places, and `links` between them (node, output, node, input)
+//   run    whether to queue it first
+//   width  of the picture in pixels; text is drawn at that size.
+
+import { readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+
+const { chromium } = createRequire(process.env.NODE_PATH + '/')('playwright-core');
+const [url, executablePath, list] = process.argv.slice(2);
+const MARGIN = 16;
+const TOP = 110; // below the page's bars
+const LEFT = 70; // right of its tabs
+const TITLE = 50; // title of a node, and the name of its pack above
+
+const browser = await chromium.launch({ executablePath, args: ['--no-sandbox'] });
+const page = await browser.newPage({ viewport: { width: 1800, height: 1500 } });
+page.setDefaultTimeout(300_000);
+await page.goto(url);
+await page.waitForFunction(() => window.app?.extensionManager && window.LiteGraph);
+await page.waitForTimeout(3000); // for the template or the dialog that it opens with
+await page.keyboard.press('Escape');
+await page.evaluate(async () => {
+  const { set } = window.app.extensionManager.setting;
+  await set('Comfy.Minimap.Visible', false);
+  await set('Comfy.Graph.CanvasMenu', false);
+  window.app.canvas.show_info = false;
+});
+
+for (const shot of JSON.parse(readFileSync(list))) {
+  await page.evaluate(async ({ graph, nodes, links }) => {
+    if (graph) return window.app.loadGraphData(graph);
+    window.app.graph.clear();
+    const made = nodes.map(({ type, pos }) => {
+      const node = window.LiteGraph.createNode(type);
+      node.pos = pos;
+      window.app.graph.add(node);
+      return node;
+    });
+    for (const [source, output, target, input] of links) {
+      made[source].connect(output, made[target], input);
+    }
+  }, shot);
+  await page.waitForTimeout(1000);
+  if (shot.run) await run();
+  const clip = await fit(shot.width);
+  await page.waitForTimeout(1000);
+  await page.screenshot({ path: shot.out, clip });
+}
+await browser.close();
+
+// Queue the graph and wait until every node that shows pictures has got them.
+async function run() {
+  const done = page.evaluate(
+    () =>
+      new Promise((resolve, reject) => {
+        const failed = ({ detail }) => reject(new Error(detail.exception_message));
+        window.app.api.addEventListener('execution_success', resolve, { once: true });
+        window.app.api.addEventListener('execution_error', failed, { once: true });
+      }).then(() => {}),
+  );
+  await page.evaluate(() => window.app.queuePrompt(0));
+  await done;
+  await page.waitForFunction(() =>
+    window.app.graph.nodes
+      .filter((node) => ['SaveImage', 'PreviewImage'].includes(node.type))
+      .every((node) => node.imgs?.every((picture) => picture.complete)),
+  );
+}
+
+// Bring all nodes into view, and say where they are on the page.
+async function fit(width) {
+  const bounds = await page.evaluate((title) => {
+    const boxes = window.app.graph.nodes.map(({ pos, size }) => [...pos, ...size]);
+    const left = Math.min(...boxes.map(([x]) => x));
+    const top = Math.min(...boxes.map(([, y]) => y)) - title;
+    const right = Math.max(...boxes.map(([x, , w]) => x + w));
+    const bottom = Math.max(...boxes.map(([, y, , h]) => y + h));
+    return [left, top, right - left, bottom - top];
+  }, TITLE);
+  const scale = (width - 2 * MARGIN) / bounds[2];
+  await page.evaluate(
+    ([x, y, scale]) => {
+      window.app.canvas.deselectAllNodes?.();
+      const { ds } = window.app.canvas;
+      ds.scale = scale;
+      ds.offset = [x, y];
+      window.app.canvas.setDirty(true, true);
+    },
+    [(LEFT + MARGIN) / scale - bounds[0], (TOP + MARGIN) / scale - bounds[1], scale],
+  );
+  return { x: LEFT, y: TOP, width, height: Math.round(bounds[3] * scale) + 2 * MARGIN };
+}
