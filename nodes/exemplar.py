@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..pbe_model.editing.exemplar_image import Fit, parse_weights, preprocess, weighted_mean
 from ..pbe_model.networks.exemplar_encoder import normalise
-from .adapter import HostEncoder
+from .adapter import HostEncoder, tagged
 from .category import CATEGORY
 from .convert import batch_size, mask_like, rgb, row
 
@@ -114,4 +114,4 @@ class PBEExemplarEncoder(io.ComfyNode):
         if merge == "average":
             positive = weighted_mean(positive, parse_weights(weights))
             negative = negative[:1]
-        return io.NodeOutput([[positive, {}]], [[negative, {}]])
+        return io.NodeOutput(*tagged(positive, negative))

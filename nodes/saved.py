@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..pbe_model.checkpoints.exemplar_file import EncodedExemplar, load_exemplar, save_exemplar
-from .adapter import Conditioning
+from .adapter import Conditioning, check_tagged, tagged
 from .category import CATEGORY
 from .folders import EXEMPLAR_FOLDER, saved_exemplars
 
@@ -110,7 +110,7 @@ class PBELoadExemplar(io.ComfyNode):
                 "there is no saved exemplar yet; run Save Exemplar once, then press R and choose it"
             )
         loaded = load_exemplar(_path(exemplar))
-        return io.NodeOutput([[loaded.positive, {}]], [[loaded.negative, {}]])
+        return io.NodeOutput(*tagged(loaded.positive, loaded.negative))
 
 
 def _path(choice: str) -> str:
@@ -125,4 +125,6 @@ def _only(name: str, conditioning: Conditioning) -> Tensor:
             f"{name} combines {len(conditioning)} conditionings; save each of them, or merge them "
             "with ConditioningAverage"
         )
-    return conditioning[0][0]
+    tokens, entries = conditioning[0]
+    check_tagged(name, tokens, entries)
+    return tokens

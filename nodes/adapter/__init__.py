@@ -1,23 +1,27 @@
-"""Our modules in the host's clothes; the only place that touches ComfyUI's internals.
+"""Our models as the host's; the only place that touches ComfyUI's internals.
 
-The denoiser becomes a native MODEL (`denoiser`), the first stage a native VAE (`first_stage`), the
-exemplar encoder an object with a model patcher of its own (`encoder`). So the host's samplers,
-previews, cancel button, LoRAs, memory manager and dtype flags work on them as on its own models.
+The denoiser becomes a native MODEL around the host's own UNet (`denoiser`), the first stage a
+native VAE (`first_stage`), the exemplar encoder an object with a model patcher of its own
+(`encoder`). So the host's samplers, previews, cancel button, LoRAs, patches, memory manager and
+dtype flags work on them as on its own models.
 """
 
+from .conditioning import Conditioning, check_tagged, tagged
 from .denoiser import load_model, pbe_config
 from .encoder import HostEncoder
 from .first_stage import encode_masked, latent_format, load_vae
-from .sampling import Conditioning, check_parts, sample
+from .sampling import check_parts, sample
 
 __all__ = [
     "Conditioning",
     "HostEncoder",
     "check_parts",
+    "check_tagged",
     "encode_masked",
     "latent_format",
     "load_model",
     "load_vae",
     "pbe_config",
     "sample",
+    "tagged",
 ]

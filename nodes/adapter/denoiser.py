@@ -1,79 +1,63 @@
-"""The denoiser as a native MODEL: a `BaseModel` of the host with our UNet inside.
+"""The denoiser as a native MODEL: a `BaseModel` of the host with the host's own UNet inside.
 
-What is decided here:
+So patches, wrappers, LoRAs and ControlNets find the places they are made for. What is ours:
 - The layout of the nine input channels: noisy latent, masked photo, keep mask.
 - The keep mask is resized as the official code does it; the host's core would round it.
-- Where both guidance branches have equal inputs, the input is passed once and the UNet shares the
-  work in front of the first cross-attention (see `pbe_model.networks.layers`).
+- The cross-attention to one token, and the group sizes of narrow models.
+- What is refused or named in the page, because it would silently do nothing or harm.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 from typing import Any, ClassVar
 
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
-import torch.nn.functional as F
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...pbe_model.config import PBEConfig, UNetConfig
-from ...pbe_model.networks.attention import Attention
-from ...pbe_model.networks.masked_inputs import latent_keep_mask
-from ...pbe_model.networks.unet import UNet
-from .attention import HostAttention, attention_backend
-
-# What the host's nodes change inside a UNet of its own; ours has no such places.
-_UNSUPPORTED_PATCHES = ("patches", "patches_replace")
+from ...pbe_model.networks.masked_inputs import latent_keep_mask, photo_channels
+from .attention import OVERRIDE, CrossAttention, attention_override
+from .conditioning import check_tokens
+from .control import check_control_net, check_residuals, skip_widths
+from .patches import attention_places, patches_named, sample_watched, warn_of_absent
 
 
-class HostUNet(UNet):
-    """Our UNet behind the signature by which the host builds and calls its models."""
+def build_unet(norm_groups: int, *, operations: Any, **sizes: Any) -> UNetModel:
+    """The host's UNet with groups and cross-attentions of ours.
 
-    def __init__(
-        self,
-        *,
-        sizes: UNetConfig,
-        attention: Attention,
-        operations: Any,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-        **host_entries: Any,
-    ) -> None:
-        del host_entries  # for the host's LoRA key maps only
-        super().__init__(
-            sizes, operations=operations, attention=attention, dtype=dtype, device=device
-        )
-        self.dtype = dtype
-        self.host_attention = attention if isinstance(attention, HostAttention) else None
+    Args:
+        norm_groups: Groups of the group normalisations; the host's are always 32.
+        operations: The host's layers.
+        sizes: Arguments of the host's UNet, from `host_sizes`.
+    """
 
-    def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
-        control: dict[str, list[Tensor | None]] | None = None,
-        transformer_options: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """As `UNet.forward`, with branches of equal input merged into one."""
-        options = transformer_options or {}
-        _warn_of_patches(options)
-        branches = len(options.get("cond_or_uncond", (0,)))
-        # A compiled graph cannot branch on the values of tensors.
-        may_look = not torch.compiler.is_compiling()
-        if may_look and not control and branches > 1 and _all_equal(x.chunk(branches)):
-            x, timesteps = x.chunk(branches)[0], timesteps.chunk(branches)[0]
-        if self.host_attention is None:
-            return super().forward(x, timesteps, context, control)
-        with self.host_attention.using(options):
-            return super().forward(x, timesteps, context, control)
+    class Operations(operations):
+        class GroupNorm(operations.GroupNorm):
+            def __init__(self, num_groups: int, num_channels: int, **kwargs: Any) -> None:
+                del num_groups
+                super().__init__(norm_groups, num_channels, **kwargs)
+
+    unet = UNetModel(operations=Operations, **sizes)
+    for module in unet.modules():
+        if isinstance(module, BasicTransformerBlock):
+            module.attn2.__class__ = CrossAttention
+    if sizes["channel_mult"][0] != 1:  # the host takes the last width to be that of the first layer
+        norm, _, last = unet.out
+        unet.out[2] = Operations.Conv2d(
+            norm.num_channels, last.out_channels, 3, padding=1,
+            dtype=sizes["dtype"], device=sizes["device"],
+        )  # fmt: skip
+    return unet
 
 
 class PBEModel(comfy.model_base.BaseModel):
@@ -86,8 +70,45 @@ class PBEModel(comfy.model_base.BaseModel):
             model_config,
             kinds.V_PREDICTION if predicts_v else kinds.EPS,
             device=device,
-            unet_model=HostUNet,
+            unet_model=functools.partial(build_unet, model_config.pbe_config.unet.norm_groups),
         )
+        self.attention_places = attention_places(self.diffusion_model)
+        self.widths = skip_widths(self.diffusion_model)
+
+    def apply_model(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """As the host's; patches of places that are not there are named in the page.
+
+        Raises:
+            ValueError: A patch or control is made for a network of other widths.
+        """
+        options = transformer_options or {}
+        warn_of_absent(options, self.attention_places)
+        check_residuals(control, self.widths)
+        with patches_named(options):
+            return super().apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """The host's conditions of one conditioning, which must be an exemplar's.
+
+        Raises:
+            ValueError: It is a text prompt, or of another checkpoint, or without photo and mask, or
+                comes with a ControlNet for other latents.
+        """
+        config = self.model_config.pbe_config
+        check_tokens(
+            config, kwargs.get("prompt_type", "positive"), kwargs.get("cross_attn"), kwargs
+        )
+        check_control_net(kwargs.get("control"), config.unet.out_channels)
+        return super().extra_conds(**kwargs)
 
     def concat_cond(
         self,
@@ -120,11 +141,11 @@ class PBEModel(comfy.model_base.BaseModel):
         size = tuple(noise.shape[-2:])
         masked = self.process_latent_in(concat_latent_image.to(device, torch.float32))
         if tuple(masked.shape[-2:]) != size:
-            masked = F.interpolate(masked, size=size, mode="bilinear")
+            masked = comfy.utils.common_upscale(masked, size[1], size[0], "bilinear", "disabled")
         hole_mask = concat_mask.to(device, torch.float32).reshape(-1, 1, *concat_mask.shape[-2:])
         keep_mask = latent_keep_mask(hole_mask, size)
         rows = [comfy.utils.repeat_to_batch_size(t, noise.shape[0]) for t in (masked, keep_mask)]
-        return torch.cat(rows, dim=1)
+        return photo_channels(*rows)
 
 
 class PBEModelConfig(comfy.supported_models_base.BASE):
@@ -132,19 +153,13 @@ class PBEModelConfig(comfy.supported_models_base.BASE):
 
     Args:
         config: the checkpoint's architecture.
-        attention: backend of the denoiser's attentions.
         latent_format: scale and preview colours of the latents.
     """
 
     unet_extra_config: ClassVar[dict[str, Any]] = {}
     memory_usage_factor = 1.0  # that of SD 1.5
 
-    def __init__(
-        self,
-        config: PBEConfig,
-        attention: Attention,
-        latent_format: comfy.latent_formats.LatentFormat,
-    ) -> None:
+    def __init__(self, config: PBEConfig, latent_format: comfy.latent_formats.LatentFormat) -> None:
         self.pbe_config = config
         self.latent_format = lambda: latent_format  # the host calls it as if it were a class
         self.sampling_settings = {
@@ -154,25 +169,33 @@ class PBEModelConfig(comfy.supported_models_base.BASE):
             "timesteps": config.schedule.num_timesteps,
             "zsnr": config.schedule.zero_terminal_snr,
         }
-        unet = config.unet
-        super().__init__({"sizes": unet, "attention": attention, **_host_entries(unet)})
+        super().__init__(host_sizes(config.unet))
 
 
-def _host_entries(unet: UNetConfig) -> dict[str, Any]:
-    """The UNet's sizes under the host's names, from which it derives LoRA key maps."""
+def host_sizes(unet: UNetConfig) -> dict[str, Any]:
+    """The UNet's sizes under the host's names, with all that it detects for SD 1.5."""
     levels = len(unet.channel_mult)
     depth = [int(2**level in unet.attention_resolutions) for level in range(levels)]
     return {
+        "image_size": 32,
         "in_channels": unet.in_channels,
         "out_channels": unet.out_channels,
         "model_channels": unet.model_channels,
-        "context_dim": unet.context_dim,
-        "num_heads": unet.num_heads,
-        "channel_mult": list(unet.channel_mult),
         "num_res_blocks": [unet.num_res_blocks] * levels,
+        "channel_mult": list(unet.channel_mult),
+        "num_heads": unet.num_heads,
+        "num_head_channels": -1,
+        "context_dim": unet.context_dim,
         "transformer_depth": [d for d in depth for _ in range(unet.num_res_blocks)],
         "transformer_depth_middle": 1,
         "transformer_depth_output": [d for d in depth for _ in range(unet.num_res_blocks + 1)],
+        "use_checkpoint": False,
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": False,
+        "use_temporal_attention": False,
+        "use_temporal_resblock": False,
+        "adm_in_channels": None,
+        "legacy": False,
     }
 
 
@@ -192,12 +215,13 @@ def load_model(
         state_dict: The denoiser's weights, names without prefix.
         latent_format: From `first_stage.latent_format`.
         weight_dtype: How weights are kept; None lets the host choose.
-        attention: See `attention.attention_backend`.
+        attention: See `attention.attention_override`.
         dynamic: Let the host stream weights where it can; compiled models must not.
     """
+    override = attention_override(attention)
     management = comfy.model_management
     load_device = management.get_torch_device()
-    model_config = PBEModelConfig(config, attention_backend(attention), latent_format)
+    model_config = PBEModelConfig(config, latent_format)
     supported = model_config.supported_inference_dtypes
     if weight_dtype is None:
         weight_dtype = management.unet_dtype(
@@ -215,6 +239,10 @@ def load_model(
     )
     # A dynamic patcher streams from the file's own memory; copies would defeat it.
     model.diffusion_model.load_state_dict(state_dict, strict=True, assign=patcher.is_dynamic())
+    if override is not None:
+        patcher.model_options["transformer_options"][OVERRIDE] = override
+    wrappers = comfy.patcher_extension.WrappersMP
+    patcher.add_wrapper_with_key(wrappers.OUTER_SAMPLE, "paint_by_example", sample_watched)
     return patcher
 
 
@@ -230,18 +258,3 @@ def pbe_config(model: comfy.model_patcher.ModelPatcher) -> PBEConfig:
             "connect the MODEL of Load Paint by Example"
         )
     return model.model.model_config.pbe_config
-
-
-def _all_equal(parts: tuple[Tensor, ...]) -> bool:
-    return all(torch.equal(parts[0], part) for part in parts[1:])
-
-
-def _warn_of_patches(options: dict[str, Any]) -> None:
-    for kind in _UNSUPPORTED_PATCHES:
-        if options.get(kind):
-            _warn_once(f"Paint by Example ignores {kind} {sorted(options[kind])} of other nodes")
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    logging.warning(message)

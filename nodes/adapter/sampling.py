@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import comfy.model_patcher
 import comfy.sample
 import comfy.sd
@@ -14,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ...pbe_model.config import PBEConfig
-
-Conditioning = list[tuple[Tensor, dict[str, Any]]]
+from .conditioning import Conditioning, check_order, check_tokens
 
 
 def check_parts(
@@ -33,12 +30,9 @@ def check_parts(
             "Load Paint by Example"
         )
     for name, conditioning in (("positive", positive), ("negative", negative)):
-        for context, _ in conditioning:
-            if context.shape[-1] != config.unet.context_dim:
-                raise ValueError(
-                    f"{name} has tokens of {context.shape[-1]} numbers, but the model takes "
-                    f"{config.unet.context_dim}; connect an Exemplar Encoder of the same checkpoint"
-                )
+        for tokens, entries in conditioning:
+            check_tokens(config, name, tokens, entries)
+    check_order([entries for _, entries in positive], [entries for _, entries in negative])
 
 
 def sample(

@@ -1,8 +1,7 @@
 """Attention backends with one signature, and the choice between them.
 
 Every backend maps `(q, k, v, heads)` to the attended values: `q` is `(B, N, C)`, `k` and `v` are
-`(B, M, C)`, the result is `(B, N, C)`, and `C` is split into `heads` equal parts. The modules of
-this package take their backend as an argument, so that a host (ComfyUI) can bring its own.
+`(B, M, C)`, the result is `(B, N, C)`, and `C` is split into `heads` equal parts.
 """
 
 from __future__ import annotations

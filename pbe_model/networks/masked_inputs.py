@@ -12,20 +12,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def unet_input(noisy: Tensor, masked_latent: Tensor, keep_mask: Tensor) -> Tensor:
-    """The channels of the denoiser: noisy latent, masked photo, mask.
+def photo_channels(masked_latent: Tensor, keep_mask: Tensor) -> Tensor:
+    """What the denoiser sees of the photo, in the channels after the noisy latent.
 
     Stable Diffusion's inpainting model has the mask before the masked photo.
 
     Args:
-        noisy: `(B, z, h, w)`.
         masked_latent: Scaled latent of the photo with the hole grey, `(B, z, h, w)`.
         keep_mask: `(B, 1, h, w)`, 1 = keep.
 
     Returns:
+        `(B, z + 1, h, w)`.
+    """
+    return torch.cat([masked_latent, keep_mask], dim=1)
+
+
+def unet_input(noisy: Tensor, masked_latent: Tensor, keep_mask: Tensor) -> Tensor:
+    """All channels of the denoiser: the noisy latent, `(B, z, h, w)`, then `photo_channels`.
+
+    Returns:
         `(B, 2 z + 1, h, w)`.
     """
-    return torch.cat([noisy, masked_latent, keep_mask], dim=1)
+    return torch.cat([noisy, photo_channels(masked_latent, keep_mask)], dim=1)
 
 
 def latent_keep_mask(

@@ -5,7 +5,7 @@ Attribute names are the keys of the official checkpoint below `model.diffusion_m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,95 +24,72 @@ from .layers import (
     timestep_embedding,
 )
 
-Control = Mapping[str, Sequence[Tensor | None]]
-
 
 class UNet(nn.Module):
     """Predicts the noise in a latent from its neighbourhood and the exemplar's tokens.
 
     Args:
         config: Sizes.
-        operations: Namespace that layers are taken from (`Linear`, `Conv2d`, `GroupNorm`,
-            `LayerNorm`).
         attention: Backend of self- and cross-attention.
-        dtype: Parameter type; `None` for torch's default.
-        device: Parameter device; `None` for torch's default.
     """
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        *,
-        operations: Any = nn,
-        attention: Attention = sdpa_attention,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, config: UNetConfig, *, attention: Attention = sdpa_attention) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        kw: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
-        plain = {"dtype": dtype, "device": device}
-        normed: dict[str, Any] = {"norm_groups": config.norm_groups, **kw}
-        base = config.model_channels
+        base, groups = config.model_channels, config.norm_groups
         emb = 4 * base
 
         def transformer(channels: int) -> SpatialTransformer:
             return SpatialTransformer(
-                channels, config.context_dim, config.num_heads, attention=attention, **normed
+                channels, config.context_dim, config.num_heads, groups, attention
             )
 
-        self.time_embed = nn.Sequential(
-            operations.Linear(base, emb, **plain), nn.SiLU(), operations.Linear(emb, emb, **plain)
-        )
+        self.time_embed = nn.Sequential(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
 
         channels, factor, skips = base, 1, [base]
-        first = operations.Conv2d(config.in_channels, base, 3, padding=1, **plain)
+        first = nn.Conv2d(config.in_channels, base, 3, padding=1)
         self.input_blocks = nn.ModuleList([nn.ModuleList([first])])
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks):
-                block = nn.ModuleList([ResBlock(channels, emb, base * mult, **normed)])
+                block = nn.ModuleList([ResBlock(channels, emb, base * mult, groups)])
                 channels = base * mult
                 if factor in config.attention_resolutions:
                     block.append(transformer(channels))
                 self.input_blocks.append(block)
                 skips.append(channels)
             if level < len(config.channel_mult) - 1:
-                self.input_blocks.append(nn.ModuleList([Downsample(channels, **kw)]))
+                self.input_blocks.append(nn.ModuleList([Downsample(channels)]))
                 skips.append(channels)
                 factor *= 2
 
         self.middle_block = nn.ModuleList(
             [
-                ResBlock(channels, emb, channels, **normed),
+                ResBlock(channels, emb, channels, groups),
                 transformer(channels),
-                ResBlock(channels, emb, channels, **normed),
+                ResBlock(channels, emb, channels, groups),
             ]
         )
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(config.channel_mult))):
             for i in range(config.num_res_blocks + 1):
-                block = nn.ModuleList(
-                    [ResBlock(channels + skips.pop(), emb, base * mult, **normed)]
-                )
+                block = nn.ModuleList([ResBlock(channels + skips.pop(), emb, base * mult, groups)])
                 channels = base * mult
                 if factor in config.attention_resolutions:
                     block.append(transformer(channels))
                 if level > 0 and i == config.num_res_blocks:
-                    block.append(Upsample(channels, **kw))
+                    block.append(Upsample(channels))
                     factor //= 2
                 self.output_blocks.append(block)
 
         self.out = nn.Sequential(
-            operations.GroupNorm(config.norm_groups, channels, **plain),
+            nn.GroupNorm(config.norm_groups, channels),
             nn.SiLU(),
-            operations.Conv2d(channels, config.out_channels, 3, padding=1, **plain),
+            nn.Conv2d(channels, config.out_channels, 3, padding=1),
         )
 
-    def forward(
-        self, x: Tensor, timesteps: Tensor, context: Tensor, control: Control | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """Predict the noise, or v.
 
         Args:
@@ -120,32 +97,22 @@ class UNet(nn.Module):
                 mask (1 = keep), in this order.
             timesteps: `(B,)`, 0 to 999, integer or float.
             context: `(K * B, M, D)` exemplar tokens: row `i` conditions input row `i % B`.
-            control: ControlNet residuals by place, `"input"`, `"middle"` or `"output"`; the first
-                block's is the last in its list, as in ComfyUI.
 
         Returns:
             `(K * B, 4, h, w)`.
         """
         emb = timestep_embedding(timesteps, self.config.model_channels).to(x.dtype)
         emb = self.time_embed(emb)
-        # Copies: each block pops its residual, and the caller's lists serve the next step too.
-        pending = {name: list(residuals) for name, residuals in (control or {}).items()}
-
-        def controlled(h: Tensor, place: str) -> Tensor:
-            residual = pending[place].pop() if pending.get(place) else None
-            return h if residual is None else h + residual.to(h.dtype)
-
         # With a context of K times as many rows, `h` grows from B to K * B rows at the first
         # cross-attention. Everything before runs once for both guidance branches, and the skips
         # from there still have B rows when they come back.
         h, skips = x, []
         for block in self.input_blocks:
-            h = controlled(self._run(block, h, emb, context), "input")
+            h = self._run(block, h, emb, context)
             skips.append(h)
-        h = controlled(self._run(self.middle_block, h, emb, context), "middle")
+        h = self._run(self.middle_block, h, emb, context)
         for block in self.output_blocks:
-            # ControlNet's "output" residuals belong to the skips, not to what the blocks give.
-            skip = match_batch(controlled(skips.pop(), "output"), h.shape[0])
+            skip = match_batch(skips.pop(), h.shape[0])
             # A block that upsamples has to meet the next skip, whose sides may be odd: doubling
             # `h` would miss them.
             size = skips[-1].shape[-2:] if skips else h.shape[-2:]

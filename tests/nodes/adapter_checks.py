@@ -1,8 +1,8 @@
 """Checks of `nodes.adapter` that run inside the host's interpreter; `test_native.py` starts this.
 
 Usage: `python adapter_checks.py COMFYUI PACK`. Prints a JSON object: the name of each check, and
-None or the traceback of its failure. What HTTP cannot see is checked here: which rows the UNet
-really computes, what it is fed, and agreement far below a grey level.
+None or the traceback of its failure. What HTTP cannot see is checked here: what the host's UNet is
+fed, which way its attention goes, and agreement with the package's far below a grey level.
 """
 
 import copy
@@ -50,7 +50,6 @@ def ours(name: str):
 adapter = ours("nodes.adapter")
 TINY = ours("pbe_model.config").TINY
 TINY = replace(TINY, vae=replace(TINY.vae, scale_factor=0.7))  # not 1, so that it shows
-GUIDED = {"cond_or_uncond": [1, 0]}
 SIDE = 64 // TINY.vae.downscale  # of the latent of 64 pixels
 
 
@@ -68,18 +67,12 @@ class Parts:
         self.context = torch.randn(2, 1, TINY.unet.context_dim)
         self.timesteps = torch.tensor([500.0, 500.0])
 
-    def computed_rows(self, x: torch.Tensor, **options) -> tuple[torch.Tensor, int]:
-        """Output of the host's UNet, and how many rows its first layer saw."""
-        seen = []
-        first = self.unet.input_blocks[0][0]
-        hook = first.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
-        try:
-            output = self.unet(x, self.timesteps, context=self.context, **options)
-        finally:
-            hook.remove()
-        return output, seen[0]
+    def output(self, x: torch.Tensor, **options) -> torch.Tensor:
+        """Of the host's UNet."""
+        return self.unet(x, self.timesteps, context=self.context, **options)
 
     def expected(self, x: torch.Tensor) -> torch.Tensor:
+        """Of the package's UNet."""
         return self.plain.unet(x, self.timesteps, self.context)
 
 
@@ -89,43 +82,166 @@ def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5)
     assert error <= tolerance, f"differs by {error:.2e}"
 
 
-def check_equal_branches_are_computed_once(parts: Parts) -> None:
+def random_weights(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.Tensor]:
+    """Of a size that keeps activations in bounds, none of them 0 or 1."""
+    generator, weights = torch.Generator().manual_seed(seed), {}
+    for name, shape in shapes.items():
+        tensor = torch.randn(shape, generator=generator)
+        fan_in = tensor[0].numel() if tensor.ndim > 1 else 25
+        weights[name] = tensor * fan_in**-0.5 + (tensor.ndim == 1 and name.endswith("weight"))
+    return weights
+
+
+def agree(config, weights: dict[str, torch.Tensor] | None = None, attention="auto") -> None:
+    """The host's UNet and the package's, one token and several, even sides and odd ones."""
+    plain = ours("pbe_model.networks.unet").UNet(config.unet).eval()
+    weights = weights or random_weights({n: t.shape for n, t in plain.state_dict().items()}, 0)
+    plain.load_state_dict(weights)
+    model = adapter.load_model(
+        config, weights, comfy.latent_formats.SD15(), weight_dtype=torch.float32,
+        attention=attention,
+    )  # fmt: skip
+    options = model.model_options["transformer_options"]
+    for tokens, sides in ((1, (8, 8)), (257, (8, 8)), (1, (7, 10))):
+        x = torch.randn(2, config.unet.in_channels, *sides)
+        context, timesteps = torch.randn(2, tokens, config.unet.context_dim), torch.tensor([3, 981])
+        found = model.model.diffusion_model(
+            x, timesteps, context=context, transformer_options=dict(options)
+        )
+        close(found, plain(x, timesteps, context))
+
+
+def check_the_host_s_network_is_the_package_s(_: Parts) -> None:
+    """The official layout, and layouts of other widths, groups, levels and latents."""
+    config = ours("pbe_model.config")
+    official = config.V1.unet
+    for sizes in (
+        replace(official, model_channels=32, context_dim=64),
+        replace(official, model_channels=16, norm_groups=4, num_heads=2, channel_mult=(1, 3)),
+        replace(official, model_channels=32, channel_mult=(2, 2, 1), attention_resolutions=(4,)),
+        config.TINY.unet,
+    ):
+        agree(replace(config.V1, unet=sizes, tokens="all"))
+    agree(replace(config.DEMO, unet=replace(config.DEMO.unet, model_channels=32)))
+    agree(TINY, attention="pytorch")
+
+
+def check_the_bundled_network_is_the_package_s(_: Parts) -> None:
+    plain = ours("pbe_model.model").PaintByExample.from_checkpoint()
+    agree(plain.config, plain.unet.state_dict())
+
+
+def check_one_token_takes_the_shortcut_and_others_do_not(parts: Parts) -> None:
+    """Counted by a backend of the loader, which is a softmax, and by one that need not be."""
+    module = ours("nodes.adapter.attention")
+    plain = ours("pbe_model.networks.attention").sdpa_attention
+    keys = []
+
+    def backend(q, k, v, heads):
+        keys.append(k.shape[1])
+        return plain(q, k, v, heads)
+
+    def foreign(attend, q, k, v, *args, **kwargs):
+        keys.append(k.shape[1])
+        return attend(q, k, v, *args, **kwargs)
+
+    def count(override, tokens: int) -> int:
+        keys.clear()
+        context = parts.context[:1, :1].repeat(1, tokens, 1)
+        options = {"optimized_attention_override": override}
+        output = parts.unet(
+            parts.row, parts.timesteps[:1], context=context, transformer_options=options
+        )
+        close(output, parts.plain.unet(parts.row, parts.timesteps[:1], context))
+        return keys.count(tokens)
+
+    ours_, blocks = module.AttentionOverride(backend), len(parts.model.model.attention_places) // 2
+    assert blocks > 5
+    assert count(ours_, 1) == 0 and len(keys) == blocks
+    assert count(ours_, 3) == blocks and len(keys) == 2 * blocks
+    assert count(foreign, 1) == blocks and len(keys) == 2 * blocks
+
+
+def check_patches_of_the_cross_attention_see_one_token(parts: Parts) -> None:
+    """Added tokens take the general way, replacements are called, outputs can be written into."""
+    context, x, t = parts.context[:1], parts.row, parts.timesteps[:1]
+    extra = torch.randn(1, 4, TINY.unet.context_dim)
+    more = torch.cat([context, extra], dim=1)
+
+    def add(n, context, value, options):
+        return n, more.expand(len(n), -1, -1), more.expand(len(n), -1, -1)
+
+    def output(**options) -> torch.Tensor:
+        return parts.unet(x, t, context=context, transformer_options=options)
+
+    close(output(patches={"attn2_patch": [add]}), parts.plain.unet(x, t, more))
+
+    def replace_(q, k, v, options):
+        return v.expand(-1, q.shape[1], -1)
+
+    blocks = {place: replace_ for place in parts.model.model.attention_places}
+    close(output(patches_replace={"attn2": blocks}), parts.plain.unet(x, t, context))
+
+    def halve(n, options):
+        n *= 0.5
+        return n
+
+    halved = output(patches={"attn2_output_patch": [halve]})
+    weights = parts.plain.unet.state_dict()
+    halves = {n: w * (0.5 if ".attn2.to_out." in n else 1) for n, w in weights.items()}
+    other = copy.deepcopy(parts.plain.unet)
+    other.load_state_dict(halves)
+    close(halved, other(x, t, context))
+
+
+def check_xformers_is_the_package_s(parts: Parts) -> None:
+    """With its kernel replaced, since there is none on a CPU."""
+    attention = ours("pbe_model.networks.attention")
+    module, calls = ours("nodes.adapter.attention"), []
+
+    def kernel(q, k, v, heads):
+        calls.append(heads)
+        return attention.sdpa_attention(q, k, v, heads)
+
+    before = module.select_attention
+    chosen = []
+
+    def select(name, device):
+        chosen.append(name)
+        return kernel
+
+    module.select_attention = select
+    try:
+        model = adapter.load_model(
+            TINY, parts.plain.unet.state_dict(), comfy.latent_formats.SD15(), attention="xformers"
+        )
+    finally:
+        module.select_attention = before
+    options = model.clone().model_options["transformer_options"]
     x = parts.row.repeat(2, 1, 1, 1)
-    output, rows = parts.computed_rows(x, transformer_options=GUIDED)
-    assert rows == 1
-    close(output, parts.expected(x))
-
-
-def check_unequal_branches_are_computed_apart(parts: Parts) -> None:
-    x = torch.cat([parts.row, parts.row + 0.1])
-    output, rows = parts.computed_rows(x, transformer_options=GUIDED)
-    assert rows == 2
-    close(output, parts.expected(x))
+    found = model.model.diffusion_model(
+        x, parts.timesteps, context=parts.context, transformer_options=dict(options)
+    )
+    close(found, parts.expected(x))
+    assert chosen == ["xformers"] and len(calls) > 5
+    # What the package's function cannot do is the host's again: a mask, heads apart already.
+    q, mask = torch.randn(1, 4, 8), torch.zeros(1, 4, 4)
+    override, calls = options["optimized_attention_override"], []
+    for arguments, keywords in (((mask,), {}), ((), {"mask": mask}), ((), {"skip_reshape": True})):
+        override(lambda *a, **k: calls.append(k), q, q, q, 2, *arguments, **keywords)
+    assert len(calls) == 3
 
 
 def check_a_control_net_reaches_every_row(parts: Parts) -> None:
+    """Residuals of the first block: what adding them to its output gives."""
     x = parts.row.repeat(2, 1, 1, 1)
     residual = torch.randn(2, TINY.unet.model_channels, SIDE, SIDE)
     control = {"input": [residual], "middle": [], "output": []}
-    output, rows = parts.computed_rows(x, transformer_options=GUIDED, control=control)
-    assert rows == 2
-    expected = parts.plain.unet(x, parts.timesteps, parts.context, control)
-    close(output, expected)
-    assert not torch.allclose(output, parts.expected(x))
-
-
-def check_attention_is_the_host_s_and_can_be_overridden(parts: Parts) -> None:
-    calls = []
-
-    def override(attend, *args, **kwargs):
-        calls.append(attend.__name__)
-        return attend(*args, **kwargs)
-
-    x = parts.row.repeat(2, 1, 1, 1)
-    options = {**GUIDED, "optimized_attention_override": override}
-    output, _ = parts.computed_rows(x, transformer_options=options)
-    assert calls and parts.unet.host_attention.options == {}
-    close(output, parts.expected(x))
+    hook = parts.plain.unet.input_blocks[0][0].register_forward_hook(lambda *a: a[-1] + residual)
+    expected = parts.expected(x)
+    hook.remove()
+    close(parts.output(x, control=control), expected)
+    assert not torch.allclose(expected, parts.expected(x))
 
 
 def check_the_keep_mask_comes_last_and_is_not_rounded(parts: Parts) -> None:
@@ -156,8 +272,7 @@ def check_latents_are_those_of_our_sampler(parts: Parts) -> None:
     positive, negative = parts.context.split(1)
     latent = adapter.sample(
         parts.model,
-        [[positive, {}]],
-        [[negative, {}]],
+        *adapter.tagged(positive, negative),
         masked_latent=masked,
         hole_mask=hole_mask,
         init_latent=None,
@@ -210,7 +325,8 @@ def check_the_host_s_lora_names_fit_the_official_size(_: Parts) -> None:
     with torch.device("meta"):
         names = ours("pbe_model.networks.unet").UNet(unet_config).state_dict()
     detected = comfy.model_detection.detect_unet_config(names, "")
-    described = ours("nodes.adapter.denoiser")._host_entries(unet_config)
+    described = ours("nodes.adapter.denoiser").host_sizes(unet_config)
+    assert detected.items() <= described.items(), (detected, described)
     mapping = comfy.utils.unet_to_diffusers(described)
     assert len(mapping) > 700 and mapping == comfy.utils.unet_to_diffusers(detected)
 
@@ -278,7 +394,10 @@ def check_it_compiles_as_one_graph(parts: Parts) -> None:
         "concat_latent_image": torch.randn(1, 4, SIDE, SIDE),
         "concat_mask": torch.ones(1, 64, 64),
     }
-    conditions = [[[context, dict(photo)]] for context in parts.context.split(1)]
+    conditions = [
+        [[tokens, entries | photo] for tokens, entries in conditioning]
+        for conditioning in adapter.tagged(*parts.context.split(1))
+    ]
     noise = torch.randn(1, 4, SIDE, SIDE)
     results = [
         comfy.sample.sample(

@@ -29,7 +29,7 @@ from PIL import Image
 
 Prompt = dict[str, dict[str, Any]]  # node id -> {"class_type": ..., "inputs": {...}}
 
-PREVIEW_IMAGE = 1  # `BinaryEventTypes.PREVIEW_IMAGE` of the host
+PREVIEW_IMAGE, TEXT = 1, 3  # of the host's `BinaryEventTypes`
 
 
 class HostError(RuntimeError):
@@ -45,6 +45,7 @@ class Run:
         executed: the ids of the nodes that ran (cached ones did not), in order.
         progress: (node id, value, maximum) of every progress event.
         previews: the preview pictures, decoded, RGB.
+        texts: (node id, text) of everything that was shown below a node.
         error: the host's `execution_error` message, or None.
         interrupted: whether the run was cancelled.
     """
@@ -53,6 +54,7 @@ class Run:
     executed: list[str] = field(default_factory=list)
     progress: list[tuple[str, int, int]] = field(default_factory=list)
     previews: list[Image.Image] = field(default_factory=list)
+    texts: list[tuple[str, str]] = field(default_factory=list)
     error: dict[str, Any] | None = None
     interrupted: bool = False
 
@@ -207,9 +209,12 @@ class Host:
         while True:
             message = connection.recv()
             if isinstance(message, bytes):
-                event, _ = struct.unpack(">II", message[:8])
+                event, number = struct.unpack(">II", message[:8])
                 if event == PREVIEW_IMAGE:
                     run.previews.append(Image.open(io.BytesIO(message[8:])).convert("RGB"))
+                elif event == TEXT:  # here the second number is the length of the node's id
+                    text = message[8 + number :].decode()
+                    run.texts.append((message[8 : 8 + number].decode(), text))
                 continue
             event = json.loads(message)
             data = event["data"]

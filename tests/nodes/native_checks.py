@@ -6,7 +6,7 @@ the same on both. Runs inside the host's interpreter; `test_native.py` starts it
 arguments of `adapter_checks.py`, and reads the same JSON.
 """
 
-from adapter_checks import adapter, close, ours, run  # starts the host's modules
+from adapter_checks import adapter, close, ours, random_weights, run  # starts the host's modules
 
 # isort: split
 import comfy.cldm.cldm
@@ -20,16 +20,6 @@ import torch
 SIDE = 8  # of the latent
 FIRST = "input_blocks.0.0.weight"
 CPU = torch.device("cpu")
-
-
-def random_weights(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.Tensor]:
-    """Of a size that keeps activations in bounds, none of them 0 or 1."""
-    generator, weights = torch.Generator().manual_seed(seed), {}
-    for name, shape in shapes.items():
-        tensor = torch.randn(shape, generator=generator)
-        fan_in = tensor[0].numel() if tensor.ndim > 1 else 25
-        weights[name] = tensor * fan_in**-0.5 + (tensor.ndim == 1 and name.endswith("weight"))
-    return weights
 
 
 class Parts:
@@ -57,7 +47,10 @@ class Parts:
         entries = dict(photo) if model.model is self.ours.model else {}
         if control is not None:
             entries |= {"control": control, "control_apply_to_uncond": True}
-        conditions = [[[context, dict(entries)]] for context in contexts or self.contexts]
+        conditions = [
+            [[tokens, tag | entries] for tokens, tag in conditioning]
+            for conditioning in adapter.tagged(*(contexts or self.contexts))
+        ]
         noise = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
         return comfy.sample.sample(
             model, noise, 1, 3.0, "euler", "normal", *conditions, torch.zeros_like(noise),

@@ -32,7 +32,11 @@ def our_model():
         "concat_latent_image": torch.randn(1, 4, SIDE, SIDE),
         "concat_mask": torch.ones(1, 8 * SIDE, 8 * SIDE),
     }
-    return patcher, [[[torch.randn(1, 1, config.unet.context_dim), photo]] for _ in range(2)]
+    contexts = torch.randn(2, 1, config.unet.context_dim).split(1)
+    return patcher, [
+        [[tokens, tag | photo] for tokens, tag in conditioning]
+        for conditioning in adapter.tagged(*contexts)
+    ]
 
 
 def host_model():

@@ -1,5 +1,6 @@
 """Runs the checks of our MODEL beside the host's own models, in the host's interpreter."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -44,6 +45,44 @@ def adapter() -> dict[str, str | None]:
 @pytest.fixture(scope="module")
 def native() -> dict[str, str | None]:
     return outcome("native_checks.py")
+
+
+@pytest.fixture(scope="module")
+def patches() -> dict[str, dict]:
+    return outcome("patch_checks.py")
+
+
+def table(first: str) -> dict[str, str]:
+    """The table of docs/nodes.md whose first column is headed so: second column by first."""
+    lines = (ROOT / "docs/nodes.md").read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return {re.sub(r"\*", "", name): text for name, text in cells}
+
+
+@pytest.mark.parametrize("check", checks("patch_checks.py"))
+def test_patches(patches: dict[str, dict], check: str):
+    assert patches["checks"][check] is None, patches["checks"][check]
+
+
+def test_patches_give_what_they_give_on_the_host_s_own_model(patches: dict[str, dict]):
+    """As the table says it: on other machines sums round otherwise, so up to five times as much."""
+    found, told = patches["differences"], table("patch")
+    failed = {name: error for name, error in found.items() if isinstance(error, str)}
+    assert not failed, failed
+    there = {name for name in told if "IPAdapter" not in name or name in found}
+    assert set(found) == there and len(there) > 30
+    for name, difference in found.items():
+        assert difference <= min(1e-4, 5 * float(told[name])), (name, difference)
+
+
+def test_what_cannot_apply_says_so(patches: dict[str, dict]):
+    """In the words of the table."""
+    said, told = patches["sentences"], table("what does not apply")
+    there = {name for name in told if "IPAdapter" not in name or name in said}
+    assert {name: said[name] for name in there} == {name: told[name] for name in there}
+    assert set(said) == there
 
 
 @pytest.mark.parametrize("check", checks("adapter_checks.py"))
