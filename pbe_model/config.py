@@ -105,8 +105,27 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EditDefaults:
+    """How a model paints when nothing else is said; of the published one by default.
+
+    Attributes:
+        steps: Sampling steps.
+        similarity: Guidance scale.
+        sampler: One of `sampling.samplers.SAMPLERS`.
+    """
+
+    steps: int = 20
+    similarity: float = 5.0
+    sampler: str = "dpmpp_2m"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sampler, str):
+            raise ValueError(f"sampler is {shown(self.sampler)}; give the name of one")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PBEConfig:
-    """Everything that fixes the architecture of a checkpoint.
+    """Everything that fixes the architecture of a checkpoint, and how it paints best.
 
     Attributes:
         tokens: `"class"` conditions on CLIP's class token alone (the paper's information
@@ -120,6 +139,7 @@ class PBEConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tokens: Tokens = "class"
     resolution: int = 512
+    defaults: EditDefaults = field(default_factory=EditDefaults)
 
     def __post_init__(self) -> None:
         _check_choice("tokens", self.tokens, Tokens)
@@ -163,8 +183,11 @@ class PBEConfig:
         return self.vae.downscale * 2 ** (len(self.unet.channel_mult) - 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary, as stored in checkpoints."""
-        return asdict(self)
+        """Plain dictionary, as stored in checkpoints; usual `defaults` are left out."""
+        values = asdict(self)
+        if self.defaults == EditDefaults():
+            del values["defaults"]  # which earlier versions would not know
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PBEConfig:
@@ -215,7 +238,7 @@ def _check_numbers(config: Any) -> None:
 
 def _from_dict(cls: type, values: dict[str, Any]) -> Any:
     parts = {"unet": UNetConfig, "vae": VAEConfig, "exemplar": ExemplarConfig,
-             "schedule": ScheduleConfig}  # fmt: skip
+             "schedule": ScheduleConfig, "defaults": EditDefaults}  # fmt: skip
     known = {f.name for f in fields(cls)}
     unknown = sorted(set(values) - known)
     if unknown:

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from pbe_model.cli.common import (
@@ -20,6 +21,7 @@ from pbe_model.cli.common import (
     run,
     usable_device,
 )
+from pbe_model.config import EditDefaults
 from training.prepare.command import add_prepare
 
 DRY_RUN = "--dry-run"
@@ -81,6 +83,12 @@ def _parser() -> Parser:
     add("--step", type=int, metavar="N", help="step of the checkpoint [the newest]")
     add("--init", type=Path, metavar="FILE", help="file that the run started from, if it has moved")
     add("--init-tower", type=Path, metavar="FILE", help="its image tower, if that has moved")
+    for entry in fields(EditDefaults):
+        add(
+            f"--{entry.name}", type=type(entry.default), metavar=entry.name.upper(),
+            help="what the model paints with when nothing else is said [as that which it started "
+            "from]",
+        )  # fmt: skip
 
     command = add_command(commands, "evaluate", _evaluate, "measure how well exemplars are painted")
     add = command.add_argument
@@ -169,6 +177,7 @@ def _export(args: argparse.Namespace) -> int:
         step=args.step,
         init=args.init,
         init_tower=args.init_tower,
+        defaults={e.name: getattr(args, e.name) for e in fields(EditDefaults)},
     )
     figures = [f"{name} {value:.4g}" for name, value in record["validation"].items()]
     print(

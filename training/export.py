@@ -21,6 +21,7 @@ from pbe_model.checkpoints import save as saving
 from pbe_model.checkpoints.lora import save_lora
 from pbe_model.config import CONFIGS
 from pbe_model.model import PaintByExample
+from pbe_model.sampling.samplers import SAMPLERS
 from pbe_model.untrusted import first_line, read_bytes
 from training import checkpoints as state
 from training.config import MAX_CONFIG, RunConfig, one_sentence
@@ -44,6 +45,7 @@ def export(
     step: int | None = None,
     init: Path | None = None,
     init_tower: Path | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the model of a run, finished or not.
 
@@ -63,6 +65,8 @@ def export(
         step: Of the checkpoint, or with `ema_length` of the snapshot; `None` takes the newest.
         init: In place of the run's own, if that has moved.
         init_tower: In place of the run's own, if that has moved.
+        defaults: Values of `pbe_model.config.EditDefaults` by name, for the file's metadata; those
+            that are `None` stay as they were.
 
     Returns:
         The training record, which all layouts of safetensors keep in the metadata.
@@ -75,6 +79,12 @@ def export(
     adapters = config.lora.rank > 0
     if layout == "lora" and not adapters:
         raise ValueError(f"{run} trained no adapters (its lora.rank is 0); choose another layout")
+    given = {name: value for name, value in (defaults or {}).items() if value is not None}
+    if given and (layout != "safetensors" or config.stage == "first_stage"):
+        raise ValueError(
+            f"{', '.join(given)} would be lost: only a whole model in layout safetensors says what "
+            "it paints with; leave that out"
+        )
     if config.stage == "first_stage" and layout != "safetensors":
         raise ValueError(f"a first stage alone has no {layout} layout; use safetensors")
     if layout in ("safetensors", "lora") and out.suffix != ".safetensors":
@@ -108,6 +118,10 @@ def export(
         saving.save_model(out, model, dtype=dtype, metadata={"training": record}, parts=["vae"])
         return record
     model = starting_model(config)
+    usual = replace(model.config.defaults, **given)
+    if usual.sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {usual.sampler!r}; choose from {', '.join(SAMPLERS)}")
+    model.config = replace(model.config, defaults=usual)
     freeze(model, config)
     state.load_trainable(model, parameters, path)
     assert config.init is not None, "a diffusion run starts from something"

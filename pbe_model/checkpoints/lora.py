@@ -201,13 +201,13 @@ def _fits(weight: Tensor, parts: Mapping[str, Tensor]) -> bool:
 
 
 def _check_model(path: Path, stated: str, config: PBEConfig) -> None:
-    """Compare the architecture that an adapter of ours names; only the resolution may differ."""
+    """Compare the architecture that an adapter of ours names."""
     try:
         values = parse_json(stated)
         differing = [
             name
             for name, value in json.loads(json.dumps(config.to_dict())).items()
-            if name != "resolution" and values.get(name, value) != value
+            if name not in ("resolution", "defaults") and values.get(name, value) != value
         ]
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: its configuration is damaged ({error}); export it again") from (

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from ..config import EditDefaults
 from ..editing.batch import EditResult
 from ..editing.crop_plan import MODES
 from ..editing.crop_settings import DEFAULT_CROP, CropSettings
@@ -43,6 +44,8 @@ DEFAULTS: dict[str, Any] = {
 }
 """The other options, and their defaults in Python."""
 
+_OWN = "the model's own; of the published weights"
+
 
 def add_files(command: argparse.ArgumentParser) -> None:
     """Give a parser the options of `FILES`."""
@@ -57,18 +60,21 @@ def add_painting(command: argparse.ArgumentParser) -> None:
     An option that is not given parses to `None`, so that `given_options` can tell it from one that
     overrides a preset with the default.
     """
-    add, usual = command.add_argument, DEFAULTS
+    add, usual, own = command.add_argument, DEFAULTS, EditDefaults()
     add(
         "--preset", choices=PRESETS,
         help="defaults for the options below; official: as the paper's own script paints",
     )  # fmt: skip
-    add("--steps", type=int, metavar="N", help=f"sampling steps [{usual['steps']}]")
+    add("--steps", type=int, metavar="N", help=f"sampling steps [{_OWN} {own.steps}]")
     add(
         "--similarity", type=float, metavar="S",
-        help=f"how closely to follow the exemplar; 0 ignores it [{usual['similarity']}]",
+        help=f"how closely to follow the exemplar; 0 ignores it [{_OWN} {own.similarity:g}]",
     )  # fmt: skip
     add("--seed", type=int, metavar="K", help=f"seed of the noise [{usual['seed']}]")
-    add("--sampler", choices=SAMPLERS, help=f"how the noise is removed [{usual['sampler']}]")
+    add(
+        "--sampler", choices=SAMPLERS,
+        help=f"how the noise is removed [{_OWN} {own.sampler}]",
+    )  # fmt: skip
     add(
         "--num-images", type=int, metavar="N",
         help="variations, with the seeds K, K+1, ...; above 1 they are named OUT-1, OUT-2, ... "

@@ -59,10 +59,10 @@ def edit(
     hole_mask: Tensor,
     exemplar: Tensor | Sequence[Tensor],
     *,
-    steps: int = 20,
-    similarity: float = 5.0,
+    steps: int | None = None,
+    similarity: float | None = None,
     seed: int = 0,
-    sampler: str = "dpmpp_2m",
+    sampler: str | None = None,
     num_images: int = 1,
     region: str = "auto",
     strength: float = 1.0,
@@ -89,7 +89,7 @@ def edit(
         exemplar: `(h, w, 3)` in [0, 1], any size from 8 pixels. With the region `"each"` also a
             list of them, one for each hole: holes count from left to right, row after row (see
             `hole_numbers.number_holes`), or as their masks do.
-        steps: Sampling steps.
+        steps: Sampling steps; like the next two by default the model's own, `config.defaults`.
         similarity: Guidance scale; 0 ignores the exemplar.
         seed: Image `i` is drawn from `seed + i`, its crops one after another.
         sampler: One of `samplers.SAMPLERS`.
@@ -118,6 +118,10 @@ def edit(
         ValueError: Bad sizes or ranges, an empty mask, unknown names, or a result that is not
             finite, with what to do about it.
     """
+    usual = model.config.defaults
+    steps = usual.steps if steps is None else steps
+    similarity = usual.similarity if similarity is None else similarity
+    sampler = usual.sampler if sampler is None else sampler
     exemplars, exemplar_masks = _each_exemplar(exemplar, exemplar_mask)
     _check(steps, num_images, similarity, seed, posterior)
     check_guidance_interval(*guidance_interval)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pbe_model import CONFIGS, TINY, V1, PBEConfig
+from pbe_model.config import EditDefaults
 
 from .small import SMALL, SMALL_ALL, SMALL_V
 
@@ -63,3 +64,23 @@ def test_a_schedule_from_before_it_named_the_prediction_predicts_the_noise():
 def test_schedules_that_cannot_be_are_refused_in_a_sentence(values, sentence):
     with pytest.raises(ValueError, match=sentence):
         PBEConfig.from_dict({"schedule": values})
+
+
+@pytest.mark.parametrize(
+    ("defaults", "words"),
+    [
+        ({"steps": 0}, "steps is 0; give whole numbers"),
+        ({"similarity": "much"}, "similarity is much; give a number above 0"),
+        ({"sampler": 3}, "sampler is 3; give the name of one"),
+        ({"colour": 1}, "unknown configuration entries"),
+    ],
+)
+def test_defaults_that_cannot_be_are_refused_in_a_sentence(defaults, words):
+    with pytest.raises(ValueError, match=words):
+        PBEConfig.from_dict({"defaults": defaults})
+
+
+def test_usual_defaults_are_not_written_as_earlier_versions_do_not_know_them():
+    assert "defaults" not in PBEConfig().to_dict()
+    own = PBEConfig(defaults=EditDefaults(similarity=2.0))
+    assert PBEConfig.from_dict(own.to_dict()) == own

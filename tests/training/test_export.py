@@ -23,6 +23,7 @@ from pbe_model.checkpoints import load as checkpoint
 from pbe_model.checkpoints import save as saving
 from pbe_model.checkpoints.lora import apply_lora
 from pbe_model.cli.main import main as pbe
+from pbe_model.config import EditDefaults
 from training.cli import main
 from training.config import RunConfig
 from training.export import export
@@ -350,3 +351,23 @@ def test_what_is_no_run_is_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no configuration of this version"):
         export(tmp_path, out)
     assert not out.exists()
+
+
+def test_the_file_says_what_the_model_paints_with(
+    photos: Path, tmp_path: Path, first_stage: Path
+) -> None:
+    run = run_config(photos, tmp_path / "run", first_stage, steps=1)
+    train(run)
+    path = tmp_path / "model.safetensors"
+    export(run.out, path)
+    assert PaintByExample.from_checkpoint(path).config.defaults == EditDefaults()
+    assert main(["export", str(run.out), str(path), "--similarity", "2.5", "--steps", "3"]) == 0
+    model = PaintByExample.from_checkpoint(path)
+    assert model.config.defaults == EditDefaults(similarity=2.5, steps=3)
+    for options, words in (
+        ({"layout": "official"}, "similarity would be lost: only a whole model"),
+        ({"defaults": {"sampler": "none"}}, "unknown sampler 'none'; choose from"),
+    ):
+        given = {"defaults": {"similarity": 2.0}} | options
+        with pytest.raises(ValueError, match=words):
+            export(run.out, tmp_path / "other.safetensors", **given)

@@ -149,12 +149,18 @@ def test_a_preset_yields_to_every_option_that_is_given(arguments):
     assert (pixels("given.png") == pixels("out.png")).all()
 
 
+PUBLISHED = {"steps": 20, "similarity": 5, "sampler": "dpmpp_2m"}
+
+
 def test_the_options_have_the_defaults_of_edit(capsys):
     with pytest.raises(SystemExit):
         main(["edit", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     for name, default in DEFAULTS.items():
-        usual = "(by the size of the crop|as it was trained)" if default is None else default
+        if name in ("steps", "similarity", "sampler"):
+            usual = rf"the model's own; of the published weights {PUBLISHED[name]}"
+        else:
+            usual = "(by the size of the crop|as it was trained)" if default is None else default
         assert re.search(
             rf"--{name.replace('_', '-')}\b[^\[]*\[{usual}\]", said.split("options:")[1]
         ), name
