@@ -19,6 +19,7 @@ from ..editing.exemplar_image import Fit
 from ..image_io import image_format, read_exemplar, read_image, read_mask, write_image
 from ..model import PaintByExample
 from ..sampling.samplers import SAMPLERS, Callback
+from ..untrusted import shown
 
 FILES = {
     "image": "photo",
@@ -34,7 +35,7 @@ _OPTIONAL_FILES = ("exemplar_mask", "context_mask", "blend_mask")
 
 _OF_EDIT = (
     *("steps", "similarity", "seed", "sampler", "num_images", "region", "strength", "fit"),
-    *("colour_match", "posterior", "paste_back", "truncate"),
+    *("colour_match", "posterior", "paste_back", "truncate", "guidance_interval"),
 )
 DEFAULTS: dict[str, Any] = {
     **{name: signature(edit).parameters[name].default for name in _OF_EDIT},
@@ -120,6 +121,23 @@ def add_painting(command: argparse.ArgumentParser) -> None:
         "--truncate", action=argparse.BooleanOptionalAction,
         help=f"round down to 8 bits instead of to the nearest [{usual['truncate']}]",
     )  # fmt: skip
+    start, end = usual["guidance_interval"]
+    add(
+        "--guidance-interval", type=_interval, metavar="START,END",
+        help="part of the schedule in which similarity counts, from 0, pure noise, to 1; the other "
+        f"steps take half the time [{start}, {end}]",
+    )  # fmt: skip
+
+
+def _interval(text: str) -> tuple[float, float]:
+    """Two numbers with a comma between."""
+    try:
+        start, end = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not an interval; give two numbers from 0 to 1, such as 0.2,0.7"
+        ) from None
+    return start, end
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -201,6 +219,7 @@ def paint(
         posterior=chosen.posterior,
         paste_back=chosen.paste_back,
         truncate=chosen.truncate,
+        guidance_interval=chosen.guidance_interval,
         callback=callback,
     )
 

@@ -177,7 +177,7 @@ def test_the_options_have_the_defaults_of_edit(capsys):
         {"strength": 0.5, "steps": 2}, {"fit": "crop"}, {"exemplar_mask": "part.png"},
         {"dtype": "bf16"}, {"region": "squash"}, {"posterior": "sample"}, {"context": 3},
         {"blend": 0}, {"resolution": 48}, {"context_mask": "corner.png"},
-        {"blend_mask": "corner.png"},
+        {"blend_mask": "corner.png"}, {"guidance_interval": "0.5,1"},
     ],
     ids=lambda option: next(iter(option)),
 )  # fmt: skip
@@ -357,6 +357,8 @@ def test_an_interrupt_writes_nothing(arguments, folder, capsys):
         ({"context": 0.5}, "context is 0.5"),
         ({"blend": -1}, "blend is -1"),
         ({"resolution": 33}, "resolution 33"),
+        ({"guidance_interval": "half"}, "half is not an interval"),
+        ({"guidance_interval": "0.7,0.2"}, "interval is 0.7 to 0.2"),
         ({"context_mask": "nowhere.png"}, "nowhere.png"),
         ({"blend_mask": "black.png"}, "black.png is empty"),
         ({"device": "meta"}, "'meta'"),

@@ -436,10 +436,12 @@ def test_presets_are_arguments_of_edit():
     arguments = signature(edit).parameters
     for name, preset in PRESETS.items():
         assert preset.keys() <= arguments.keys(), name
-        # It settles everything but what is painted, where, and how often.
+        # It settles everything but what is painted, where, and how often. Guidance everywhere is
+        # what the official script has, and the default.
         rest = arguments.keys() - preset.keys()
         assert rest == {"model", "image", "hole_mask", "exemplar", "seed", "num_images",
-                        "exemplar_mask", "crop", "colour_match", "callback"}, name  # fmt: skip
+                        "exemplar_mask", "crop", "colour_match", "guidance_interval",
+                        "callback"}, name  # fmt: skip
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
