@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import types
+from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pbe_model.checkpoints.load import state_dict
 from pbe_model.checkpoints.save import save_model, save_official
 from pbe_model.cli.edit_options import DEFAULTS
 from pbe_model.cli.main import main
+from pbe_model.config import EditDefaults
 from pbe_model.editing.edit import PRESETS
 from pbe_model.image_io import read_image, read_mask
 from pbe_model.networks.attention import BACKENDS, reference_attention
@@ -138,6 +140,7 @@ def test_a_preset_is_the_python_preset(arguments, checkpoint):
 def test_a_preset_yields_to_every_option_that_is_given(arguments):
     """With the usual values, which must not be taken for options left out."""
     usual = {name: parameter.default for name, parameter in signature(edit).parameters.items()}
+    usual |= asdict(EditDefaults())  # the small model's file names no others
     values = {name: usual[name] for name in PRESETS["official"]}
     switches = {name for name, value in values.items() if isinstance(value, bool)}
     assert all(value != PRESETS["official"][name] for name, value in values.items()
@@ -149,7 +152,8 @@ def test_a_preset_yields_to_every_option_that_is_given(arguments):
     assert (pixels("given.png") == pixels("out.png")).all()
 
 
-PUBLISHED = {"steps": 20, "similarity": 5, "sampler": "dpmpp_2m"}
+PUBLISHED = {name: f"{value:g}" if name == "similarity" else value
+             for name, value in asdict(EditDefaults()).items()}  # fmt: skip
 
 
 def test_the_options_have_the_defaults_of_edit(capsys):
@@ -157,7 +161,7 @@ def test_the_options_have_the_defaults_of_edit(capsys):
         main(["edit", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     for name, default in DEFAULTS.items():
-        if name in ("steps", "similarity", "sampler"):
+        if name in PUBLISHED:
             usual = rf"the model's own; of the published weights {PUBLISHED[name]}"
         else:
             usual = "(by the size of the crop|as it was trained)" if default is None else default

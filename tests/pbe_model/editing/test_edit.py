@@ -1,6 +1,7 @@
 """The whole edit: what the denoiser is told, guidance, seeds, and what stays of the photo."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pbe_model import PaintByExample, edit
+from pbe_model.config import EditDefaults
 from pbe_model.editing.crop_plan import MODES
 from pbe_model.editing.crop_settings import CropSettings
 from pbe_model.editing.denoise import (
@@ -199,6 +201,17 @@ def test_it_depends_on_nothing_but_its_arguments(paint):
     second = paint(seed=3)
     assert torch.equal(first.images, second.images)
     assert not torch.equal(first.images, paint(seed=4).images)
+
+
+def test_what_is_not_said_the_model_says():
+    usual, own = small_model(), small_model()
+    own.config = replace(
+        own.config, defaults=EditDefaults(steps=3, similarity=2.0, sampler="euler")
+    )
+    said = edit(usual, PHOTO, HOLE, EXEMPLAR, steps=3, similarity=2.0, sampler="euler").images
+    assert torch.equal(edit(own, PHOTO, HOLE, EXEMPLAR).images, said)
+    for other in ({"steps": 4}, {"similarity": 5.0}, {"sampler": "ddim"}):
+        assert not torch.equal(edit(own, PHOTO, HOLE, EXEMPLAR, **other).images, said), other
 
 
 def test_arguments_are_left_alone(model):
