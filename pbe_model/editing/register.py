@@ -60,7 +60,8 @@ class Drift:
 
     Attributes:
         zoom: Above 1 things came out larger.
-        shift: To the right and down, in shares of the crop's longer side.
+        shift: To the right, in shares of the crop's width, and down, in shares of its height, so
+            that it holds however the crop is scaled or stretched.
     """
 
     zoom: float
@@ -69,7 +70,7 @@ class Drift:
     def farthest(self, size: tuple[int, int]) -> float:
         """Largest displacement in a crop of (h, w), in its pixels: that of a corner."""
         height, width = size
-        x, y = (abs(share) * max(size) for share in self.shift)
+        x, y = abs(self.shift[0]) * width, abs(self.shift[1]) * height
         return math.hypot(
             x + abs(self.zoom - 1) * width / 2,
             y + abs(self.zoom - 1) * height / 2,
@@ -105,7 +106,8 @@ def find_drift(painted: Tensor, original: Tensor, hole_mask: Tensor) -> Drift | 
     inside = abs(zoom) < 0.06 and max(abs(shift_x), abs(shift_y)) < 1.25 * _reach(finest.side)
     if not (inside and error <= _MOST_ERROR and _is_unique(finest, motion)):
         return None
-    return Drift(1 + zoom, (shift_x / finest.side, shift_y / finest.side))
+    height, width = finest.original.shape
+    return Drift(1 + zoom, (shift_x / width, shift_y / height))
 
 
 def describe(drift: Drift | None, size: tuple[int, int]) -> str:
@@ -114,7 +116,7 @@ def describe(drift: Drift | None, size: tuple[int, int]) -> str:
         return "what is kept around the hole does not tell, so the crop is left as it is"
     if drift.farthest(size) < _NOTHING:
         return "in its place"
-    right, down = (share * max(size) for share in drift.shift)
+    right, down = drift.shift[0] * size[1], drift.shift[1] * size[0]
     return (
         f"was {right:+.1f} pixels to the right, {down:+.1f} down and {drift.zoom - 1:+.2%} larger; "
         "undone"
@@ -132,10 +134,11 @@ def undo_drift(painted: Tensor, drift: Drift) -> Tensor:
         (h, w, C); the crop itself where it drifted by less than a tenth of its pixels. What the
         crop does not show repeats its edge.
     """
-    if drift.farthest((painted.shape[0], painted.shape[1])) < _NOTHING:
+    height, width = painted.shape[:2]
+    if drift.farthest((height, width)) < _NOTHING:
         return painted
-    side = max(painted.shape[:2])
-    motion = torch.tensor([drift.zoom - 1, *(side * share for share in drift.shift)])
+    right, down = drift.shift
+    motion = torch.tensor([drift.zoom - 1, right * width, down * height])
     moved = _warp(painted.movedim(-1, 0), motion.to(painted), "border")
     return moved.movedim(0, -1).clamp(painted.min(), painted.max())
 

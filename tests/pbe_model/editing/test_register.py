@@ -166,3 +166,14 @@ def test_a_crop_that_does_not_tell_is_pasted_as_it_is():
     plain, registered = (editor.paste(painted, registered=on)[0] for on in (False, True))
     assert registered.drifts == [None] and torch.equal(plain.images, registered.images)
     assert "does not tell" in describe(None, (64, 64))
+
+
+def test_a_drift_is_undone_in_a_crop_that_came_back_stretched():
+    crop = edit_of("dune").crops[0]
+    drift = Drift(1.02, (6 / SIDE, -9 / SIDE))
+    wide, undone = (
+        scaled(picture, (SIDE, 2 * SIDE)) for picture in (crop, drifted(crop, 1.02, 6, -9))
+    )
+    inner = slice(20, -20), slice(40, -40)
+    before, after = ((it - wide)[inner].abs().mean() for it in (undone, undo_drift(undone, drift)))
+    assert after < before / 8
