@@ -45,6 +45,18 @@ def test_objects_lie_in_their_holes_and_in_the_photo(root: Path) -> None:
     assert shares.min() < 0.15 and shares.max() > 0.35
 
 
+def test_objects_lie_where_an_edit_has_its_hole(root: Path) -> None:
+    pictures = read_pictures(root, "train")
+    config = RecipeConfig(extent=(0.5, 0.6), off_centre=0.05)
+    layers = np.stack([recipes(pictures, config).photo(number)[0] for number in range(40)])
+    for alpha in alphas(pictures, layers, SIZE) > 0.5:
+        spans = [np.flatnonzero(alpha.any(axis=axis)) for axis in (0, 1)]
+        sides = [(span[-1] + 1 - span[0]) / SIZE for span in spans]
+        middles = [(span[-1] + 1 + span[0]) / 2 / SIZE for span in spans]
+        assert 0.4 < max(sides) < 0.62  # small pictures are not enlarged without end
+        assert all(abs(middle - 0.5) < 0.05 + 2 / SIZE for middle in middles), middles
+
+
 def test_exemplars_show_the_whole_object_with_a_margin(root: Path) -> None:
     pictures = read_pictures(root, "train")
     made = recipes(pictures)
