@@ -27,6 +27,7 @@ await page.evaluate(async () => {
   const { set } = window.app.extensionManager.setting;
   await set('Comfy.Minimap.Visible', false);
   await set('Comfy.Graph.CanvasMenu', false);
+  await set('LiteGraph.Canvas.MinFontSizeForLOD', 0); // text at any scale
   window.app.canvas.show_info = false;
 });
 
@@ -71,12 +72,16 @@ async function run() {
   );
 }
 
-// Bring all nodes into view, and say where they are on the page.
+// Bring all nodes and groups into view, and say where they are on the page.
 async function fit(width) {
   const bounds = await page.evaluate((title) => {
-    const boxes = window.app.graph.nodes.map(({ pos, size }) => [...pos, ...size]);
+    const boxOf = ({ pos: [x, y], size }, above) => [x, y - above, size[0], size[1] + above];
+    const boxes = [
+      ...window.app.graph.nodes.map((node) => boxOf(node, title)),
+      ...window.app.graph.groups.map((group) => boxOf(group, 0)),
+    ];
     const left = Math.min(...boxes.map(([x]) => x));
-    const top = Math.min(...boxes.map(([, y]) => y)) - title;
+    const top = Math.min(...boxes.map(([, y]) => y));
     const right = Math.max(...boxes.map(([x, , w]) => x + w));
     const bottom = Math.max(...boxes.map(([, y, , h]) => y + h));
     return [left, top, right - left, bottom - top];

@@ -185,6 +185,15 @@ def painted_in_full(host: Host, workflow: dict) -> Run:
     return run
 
 
+def test_no_workflow_uses_a_node_that_the_host_is_about_to_drop(host: Host):
+    known = host.object_info()
+    dropped = {name for name, info in known.items() if info.get("deprecated")}
+    assert "ImageBatch" in dropped  # so that the host still says it in this way
+    for path in WORKFLOWS:
+        used = {node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]}
+        assert not used & dropped, f"{path.name} uses {sorted(used & dropped)}"
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_shipped_workflow_runs_as_it_stands(host: Host, path: Path):
     """One that needs a foreign model lacks that file and nothing else: the host checks the rest."""

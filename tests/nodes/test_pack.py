@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pbe_model.checkpoints.download import REPOSITORY
+
 ROOT = Path(__file__).resolve().parents[2]
 NODE_FILES = sorted((ROOT / "nodes").rglob("*.py"))
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -83,16 +85,93 @@ def test_links_of_a_workflow_join_sockets_of_their_type(path: Path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_nodes_of_a_workflow_do_not_overlap(path: Path):
-    """With a title bar of 30 pixels above each, and a preview of 220 below a sampler that runs."""
-    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
-    boxes = []
-    for node in nodes:
-        (x, y), (width, height) = node["pos"], node["size"]
-        preview = 220 if node["type"] in ("PBEInpaintSampler", "KSampler") else 0
-        boxes.append((x, y - 30, x + width, y + height + preview))
-    for a, b in combinations(boxes, 2):
-        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{a} over {b}"
+def test_nodes_and_groups_of_a_workflow_do_not_overlap(path: Path):
+    workflow = _read(path)
+    for boxes in (map(_box, workflow["nodes"]), map(_bounding, workflow["groups"])):
+        for a, b in combinations(boxes, 2):
+            assert not _overlap(a, b), f"{a} over {b}"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_node_of_a_workflow_but_its_read_me_lies_inside_one_group(path: Path):
+    workflow = _read(path)
+    groups = [_bounding(group) for group in workflow["groups"]]
+    titles = [group["title"] for group in workflow["groups"]]
+    assert titles[0] == "Inputs" and titles[-1] == "Result" and len(set(titles)) == len(titles)
+    for node in workflow["nodes"]:
+        box = _box(node)
+        touched = [group for group in groups if _overlap(box, group)]
+        if node["type"] == "MarkdownNote":
+            assert touched == []
+            continue
+        (group,) = touched
+        assert group[0] <= box[0] and group[1] <= box[1], f"{node['type']} sticks out"
+        assert box[2] <= group[2] and box[3] <= group[3], f"{node['type']} sticks out"
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of what stands on the page."""
+TITLE_BAR = 30
+ADDED_BY_A_RUN = {"PBEInpaintSampler": 220, "KSampler": 220}
+"""Height of what a node shows below its widgets when it has run."""
+
+
+def _box(node: dict) -> Box:
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE_BAR, x + width, y + height + ADDED_BY_A_RUN.get(node["type"], 0)
+
+
+def _bounding(group: dict) -> Box:
+    x, y, width, height = group["bounding"]
+    return x, y, x + width, y + height
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _types_before(workflow: dict, node: int) -> set[str]:
+    """Types of all nodes that a node depends on."""
+    types = {node["id"]: node["type"] for node in workflow["nodes"]}
+    found, left = set(), [node]
+    while left:
+        target = left.pop()
+        sources = {link[1] for link in workflow["links"] if link[3] == target} - found
+        found |= sources
+        left += sources
+    return {types[source] for source in found}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_shows_the_mask_that_it_paints(path: Path):
+    """The preview takes it from where the painting node, or what crops for that, takes it."""
+    workflow = _read(path)
+    types = {node["id"]: node["type"] for node in workflow["nodes"]}
+    masks = [link for link in workflow["links"] if link[5] == "MASK"]
+    shown = {tuple(link[1:3]) for link in masks if types[link[3]] == "MaskPreview"}
+    painters = ("PBEInpaintSampler", "InpaintModelConditioning")
+    painted = {tuple(link[1:3]) for link in masks if types[link[3]] in painters}
+    assert painted and painted <= shown
+
+
+def test_the_native_workflow_ends_in_the_stitched_photo():
+    workflow = _read(ROOT / "example_workflows/native_ksampler.json")
+    (saved,) = (node["id"] for node in workflow["nodes"] if node["type"] == "SaveImage")
+    before = _types_before(workflow, saved)
+    assert before >= {"PBECrop", "InpaintModelConditioning", "KSampler", "VAEDecode", "PBEStitch"}
+    assert not before & {"PBEInpaintSampler", "ImageCompositeMasked"}
+
+
+def test_the_starter_says_first_where_the_weights_come_from_and_where_they_go():
+    workflow = _read(ROOT / "example_workflows/paint_by_example.json")
+    (note,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MarkdownNote")
+    first = note.split("\n\n")[1]
+    assert f"](https://huggingface.co/{REPOSITORY}/resolve/main/model.ckpt)" in first
+    assert "`ComfyUI/models/paint_by_example`" in first
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
