@@ -1,0 +1,157 @@
+"""Paint by Example (simple): the whole edit as one node, in the place of other packs' nodes.
+
+Graphs made with two older packs hold nodes that take photo, mask and example, and load the model
+themselves. ComfyUI can put one node in the place of another, so this is the one for those. It has
+no code of its own for the edit: it expands into the nodes of this pack.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import ComfyAPI, io
+from comfy_execution.graph_utils import GraphBuilder
+
+from .category import CATEGORY, SEARCHES
+from .exemplar import PBEExemplarEncoder
+from .loader import PBELoader
+from .sampler import PBEInpaintSampler
+
+_LINKS = ("image", "mask", "exemplar")
+
+
+class PBEPaint(io.ComfyNode):
+    """Loads the model, encodes the exemplar and paints it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [
+            *_inputs_of(PBEInpaintSampler, "image", "mask"),
+            *_inputs_of(PBEExemplarEncoder, "exemplar"),
+            *_inputs_of(PBEInpaintSampler, "seed", "steps", "similarity"),
+            *_inputs_of(PBELoader, "checkpoint"),
+        ]
+        for given in inputs:
+            # The nodes inside are linked to what comes before this one, so that they stay cached.
+            given.rawLink = given.id in _LINKS
+        return io.Schema(
+            node_id="PBEPaint",
+            display_name="Paint by Example (simple)",
+            category=CATEGORY,
+            description=(
+                "The whole edit in one node: loads the model, looks at the exemplar, and paints it "
+                "into the masked part of the photo. Takes the place of other packs' Paint by "
+                "Example nodes in old graphs."
+            ),
+            search_aliases=[*SEARCHES, "PaintbyExampleSimple", "PaintbyExampleSampler"],
+            enable_expand=True,
+            inputs=inputs,
+            outputs=[
+                io.Image.Output(
+                    "images", display_name="image", tooltip="The photo with the exemplar in it."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: list,
+        mask: list,
+        exemplar: list,
+        seed: int,
+        steps: int,
+        similarity: float,
+        checkpoint: str,
+    ) -> io.NodeOutput:
+        graph = GraphBuilder()
+
+        def add(node: type[io.ComfyNode], **inputs: Any):
+            schema = node.define_schema()
+            return graph.node(schema.node_id, **{**_defaults(schema), **inputs})
+
+        parts = add(PBELoader, checkpoint=checkpoint)
+        tokens = add(PBEExemplarEncoder, encoder=parts.out(1), exemplar=exemplar)
+        painted = add(
+            PBEInpaintSampler,
+            model=parts.out(0),
+            positive=tokens.out(0),
+            negative=tokens.out(1),
+            vae=parts.out(2),
+            image=image,
+            mask=mask,
+            seed=seed,
+            steps=steps,
+            similarity=similarity,
+        )
+        return io.NodeOutput(painted.out(0), expand=graph.finalize())
+
+
+async def register_replacements() -> None:
+    """Tell the host which nodes of other packs ours take the place of."""
+    for replacement in replacements():
+        await ComfyAPI().node_replacement.register(replacement)
+
+
+def replacements() -> list[io.NodeReplace]:
+    """The nodes of phyblas/paint-by-example_comfyui and Kangkang625/ComfyUI-paint-by-example.
+
+    What an old node cannot say is set here, for prompts in the API's form; the page has the same
+    defaults.
+    """
+    defaults = _defaults(PBEPaint.define_schema())
+    links = {"image": "image", "mask": "mask", "exemplar": "example"}
+    simple = {**links, "seed": "seed", "steps": "steps"}
+    # Behind the seed the page keeps what becomes of it after a run.
+    widgets = ["seed", "control_after_generate", "steps"]
+    more = ["cfg", "sampler_name", "negative", "resize", "width", "height", "resize_mode"]
+    return [
+        _replace(PBEPaint, "PaintbyExampleSimple", simple, defaults, widgets),
+        _replace(
+            PBEPaint,
+            "PaintbyExampleAdvanced",
+            {**simple, "similarity": "cfg"},
+            defaults,
+            [*widgets, *more],
+        ),
+        _replace(PBEPaint, "PaintbyExampleSampler", links, defaults, ["height", "width"]),
+        _replace(
+            PBELoader,
+            "PaintbyExamplePipeLoader",
+            {},
+            _defaults(PBELoader.define_schema()),
+            ["checkpoint"],
+        ),
+    ]
+
+
+def _replace(
+    node: type[io.ComfyNode],
+    old: str,
+    inputs: dict[str, str],
+    defaults: dict[str, Any],
+    widgets: list[str],
+) -> io.NodeReplace:
+    """`node` in the place of `old`; `inputs` are the old names by the new, `defaults` the rest."""
+    kept = [{"new_id": new, "old_id": name} for new, name in inputs.items()]
+    given = [
+        {"new_id": new, "set_value": value} for new, value in defaults.items() if new not in inputs
+    ]
+    return io.NodeReplace(
+        new_node_id=node.define_schema().node_id,
+        old_node_id=old,
+        old_widget_ids=widgets,
+        input_mapping=[*kept, *given],
+        output_mapping=[{"new_idx": 0, "old_idx": 0}],
+    )
+
+
+def _inputs_of(node: type[io.ComfyNode], *names: str) -> list[io.Input]:
+    """Inputs of another node, to be the same in this one."""
+    inputs = {given.id: given for given in node.define_schema().inputs}
+    return [inputs[name] for name in names]
+
+
+def _defaults(schema: io.Schema) -> dict[str, Any]:
+    """The values of all widgets of a node that nobody has touched."""
+    return {given.id: given.default for given in schema.inputs if isinstance(given, io.WidgetInput)}
