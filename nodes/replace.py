@@ -121,6 +121,8 @@ def replacements() -> list[io.NodeReplace]:
             {},
             _defaults(PBELoader.define_schema()),
             ["checkpoint"],
+            # What took its model has gone as well; the host fails on links between the two.
+            outputs=0,
         ),
     ]
 
@@ -131,6 +133,7 @@ def _replace(
     inputs: dict[str, str],
     defaults: dict[str, Any],
     widgets: list[str],
+    outputs: int = 1,
 ) -> io.NodeReplace:
     """`node` in the place of `old`; `inputs` are the old names by the new, `defaults` the rest."""
     kept = [{"new_id": new, "old_id": name} for new, name in inputs.items()]
@@ -142,7 +145,7 @@ def _replace(
         old_node_id=old,
         old_widget_ids=widgets,
         input_mapping=[*kept, *given],
-        output_mapping=[{"new_idx": 0, "old_idx": 0}],
+        output_mapping=[{"new_idx": i, "old_idx": i} for i in range(outputs)],
     )
 
 
