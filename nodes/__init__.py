@@ -13,7 +13,7 @@ from .folders import register_folders
 from .loader import PBELoader
 from .mask import PBEMaskAugmenter
 from .outpaint import PBEOutpaint
-from .replace import PBEPaint, register_replacements
+from .replace import PBEPaint, PBEPaintGenerated, register_replacements
 from .sampler import PBEInpaintSampler
 from .saved import PBELoadExemplar, PBESaveExemplar
 from .stitch import PBEStitch
@@ -43,4 +43,5 @@ class PaintByExampleExtension(ComfyExtension):
             PBECrop,
             PBEStitch,
             PBEPaint,
+            PBEPaintGenerated,
         ]

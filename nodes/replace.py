@@ -1,8 +1,9 @@
-"""Paint by Example (simple): the whole edit as one node, in the place of other packs' nodes.
+"""The whole edit as one node, in the place of other packs' nodes.
 
 Graphs made with two older packs hold nodes that take photo, mask and example, and load the model
-themselves. ComfyUI can put one node in the place of another, so this is the one for those. It has
-no code of its own for the edit: it expands into the nodes of this pack.
+themselves; one makes the example from a prompt. ComfyUI can put one node in the place of another,
+so these are the ones for those. They have no code of their own for the edit: they expand into the
+nodes of this pack.
 """
 
 from __future__ import annotations
@@ -87,6 +88,92 @@ class PBEPaint(io.ComfyNode):
         return io.NodeOutput(painted.out(0), expand=graph.finalize())
 
 
+class PBEPaintGenerated(io.ComfyNode):
+    """Generates the exemplar from a prompt, then paints it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        linked = [
+            *_inputs_of(PBEPaint, "image", "mask"),
+            io.Model.Input("model", tooltip="The text-to-image model that makes the exemplar."),
+            io.Conditioning.Input("positive", tooltip="The prompt of the exemplar."),
+            io.Conditioning.Input("negative", tooltip="What the exemplar should not show."),
+            io.Latent.Input("latent_image", tooltip="An empty latent of the exemplar's size."),
+            io.Vae.Input("vae", tooltip="The VAE of the text-to-image model."),
+        ]
+        for given in linked:
+            given.rawLink = True
+        return io.Schema(
+            node_id="PBEPaintGenerated",
+            display_name="Paint by Generated Example",
+            category=CATEGORY,
+            description=(
+                "Makes the exemplar with a text-to-image model and paints it into the masked part "
+                "of the photo. Takes the place of another pack's node in old graphs."
+            ),
+            search_aliases=[*SEARCHES, "PaintbyExampleGen"],
+            enable_expand=True,
+            inputs=[
+                *linked,
+                *_inputs_of(PBEInpaintSampler, "seed", "steps", "similarity"),
+                *_inputs_of(PBEInpaintSampler, "sampler_name", "scheduler"),
+                *_inputs_of(PBELoader, "checkpoint"),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "images", display_name="image", tooltip="The photo with the exemplar in it."
+                ),
+                io.Image.Output(
+                    "exemplar", display_name="exemplar", tooltip="The exemplar that was made."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: list,
+        mask: list,
+        model: list,
+        positive: list,
+        negative: list,
+        latent_image: list,
+        vae: list,
+        seed: int,
+        steps: int,
+        similarity: float,
+        sampler_name: str,
+        scheduler: str,
+        checkpoint: str,
+    ) -> io.NodeOutput:
+        graph = GraphBuilder()
+        latent = graph.node(
+            "KSampler",
+            model=model,
+            positive=positive,
+            negative=negative,
+            latent_image=latent_image,
+            seed=seed,
+            steps=steps,
+            cfg=similarity,
+            sampler_name=sampler_name,
+            scheduler=scheduler,
+            denoise=1.0,
+        )
+        exemplar = graph.node("VAEDecode", samples=latent.out(0), vae=vae)
+        painted = graph.node(
+            "PBEPaint",
+            image=image,
+            mask=mask,
+            exemplar=exemplar.out(0),
+            seed=seed,
+            steps=steps,
+            similarity=similarity,
+            checkpoint=checkpoint,
+        )
+        return io.NodeOutput(painted.out(0), exemplar.out(0), expand=graph.finalize())
+
+
 async def register_replacements() -> None:
     """Tell the host which nodes of other packs ours take the place of."""
     for replacement in replacements():
@@ -105,6 +192,8 @@ def replacements() -> list[io.NodeReplace]:
     # Behind the seed the page keeps what becomes of it after a run.
     widgets = ["seed", "control_after_generate", "steps"]
     more = ["cfg", "sampler_name", "negative", "resize", "width", "height", "resize_mode"]
+    same = ("image", "mask", "model", "positive", "negative", "latent_image", "vae")
+    same += ("seed", "steps", "sampler_name", "scheduler")
     return [
         _replace(PBEPaint, "PaintbyExampleSimple", simple, defaults, widgets),
         _replace(
@@ -113,6 +202,14 @@ def replacements() -> list[io.NodeReplace]:
             {**simple, "similarity": "cfg"},
             defaults,
             [*widgets, *more],
+        ),
+        _replace(
+            PBEPaintGenerated,
+            "PaintbyExampleGen",
+            {**dict(zip(same, same, strict=True)), "similarity": "cfg"},
+            _defaults(PBEPaintGenerated.define_schema()),
+            [*widgets, "cfg", "sampler_name", "scheduler"],
+            outputs=2,
         ),
         _replace(PBEPaint, "PaintbyExampleSampler", links, defaults, ["height", "width"]),
         _replace(

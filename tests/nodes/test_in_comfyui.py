@@ -41,6 +41,7 @@ NODES = (
     "PBECrop",
     "PBEStitch",
     "PBEPaint",
+    "PBEPaintGenerated",
 )
 
 

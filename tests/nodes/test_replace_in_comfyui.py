@@ -108,6 +108,44 @@ def test_a_prompt_with_an_old_node_gives_what_our_nodes_give(host: Host, old, in
     np.testing.assert_array_equal(picture(host, prompt), picture(host, in_full(*new)))
 
 
+def test_a_generated_example_is_what_ksampler_makes(host: Host):
+    """Our own model stands in for one that makes pictures of a prompt: any MODEL will do."""
+    full = in_full(3, 2, 4.0)
+    conditioned = {
+        "class_type": "InpaintModelConditioning",
+        "inputs": {
+            "positive": ["8", 0],
+            "negative": ["8", 1],
+            "vae": ["4", 2],
+            "pixels": ["12", 0],
+            "mask": ["1", 1],
+            "noise_mask": False,
+        },
+    }
+    small = {"image": ["1", 0], "upscale_method": "area", "width": 64, "height": 64}
+    small |= {"crop": "disabled"}
+    base = {"1": full["1"], "4": full["4"], "7": conditioned, "8": full["5"]}
+    base["12"] = {"class_type": "ImageScale", "inputs": small}
+    made = {"model": ["4", 0], "positive": ["7", 0], "negative": ["7", 1]}
+    made |= {"latent_image": ["7", 2], "seed": 3, "steps": 2, "cfg": 4.0}
+    made |= {"sampler_name": "euler", "scheduler": "normal"}
+    photo = {"image": ["1", 0], "mask": ["1", 1]}
+    old = with_node("PaintbyExampleGen", {**photo, **made, "vae": ["4", 2]})
+    old["9"] = {"class_type": "PreviewImage", "inputs": {"images": ["2", 1]}}
+    done = host.run({**base, **old})
+    assert done.error is None, done.error_text
+    full |= base
+    full["10"] = {"class_type": "KSampler", "inputs": {**made, "denoise": 1.0}}
+    full["11"] = {"class_type": "VAEDecode", "inputs": {"samples": ["10", 0], "vae": ["4", 2]}}
+    full["5"] = {"class_type": "PBEExemplarEncoder", "inputs": dict(full["5"]["inputs"])}
+    full["5"]["inputs"]["exemplar"] = ["11", 0]
+    full["9"] = {"class_type": "PreviewImage", "inputs": {"images": ["11", 0]}}
+    expected = host.run(full)
+    assert expected.error is None, expected.error_text
+    for node in ("3", "9"):
+        np.testing.assert_array_equal(host.images(done, node), host.images(expected, node))
+
+
 def test_another_seed_does_not_load_the_model_again(host: Host):
     inputs = {"image": ["1", 0], "mask": ["1", 1], "exemplar": ["1", 2], "steps": 2}
     inputs |= {"similarity": 4.25, "checkpoint": "bundled demo"}
