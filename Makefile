@@ -1,6 +1,7 @@
 # make demo   environment, then the main job on the bundled model
 # make test   environment, then every test
 # make pictures   environment, then every picture in the repository that shows the bundled model
+# make pack   the archive for the Comfy Registry, checked; fails while pyproject.toml names no publisher
 # make soak   environment, hostile files through every way in, then fuzzing for MINUTES
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 MINUTES ?= 30
 DATA ?=
 
-.PHONY: demo test pictures soak lint browser peers clean
+.PHONY: demo test pictures pack soak lint browser peers clean
 
 demo: $(VENV)/ready
 	$(BIN)/pbe demo --out demo_out
@@ -22,6 +23,14 @@ test: $(VENV)/ready
 # the table of figures as well (ten minutes).
 pictures: $(VENV)/ready
 	OMP_WAIT_POLICY=passive $(BIN)/python -m docs.pictures $(if $(DATA),--data '$(DATA)')
+
+# The registry's own tool, in an environment of its own: it shares no dependency with the pack.
+pack: $(VENV)/ready
+	test -x $(VENV)/registry/bin/comfy || ( $(PYTHON) -m venv $(VENV)/registry && \
+		$(VENV)/registry/bin/python -m pip install --quiet comfy-cli )
+	$(VENV)/registry/bin/comfy --skip-prompt --no-enable-telemetry node pack
+	$(BIN)/python .github/registry.py pack node.zip
+	$(BIN)/python .github/registry.py metadata
 
 # What the fuzzer finds it leaves as a file in soak_out/, and the corpus that it grew beside it.
 soak: $(VENV)/ready

@@ -13,6 +13,7 @@ from .folders import register_folders
 from .loader import PBELoader
 from .mask import PBEMaskAugmenter
 from .outpaint import PBEOutpaint
+from .replace import PBEPaint, PBEPaintGenerated, register_replacements
 from .sampler import PBEInpaintSampler
 from .saved import PBELoadExemplar, PBESaveExemplar
 from .stitch import PBEStitch
@@ -24,8 +25,9 @@ class PaintByExampleExtension(ComfyExtension):
     """Everything that this pack adds to ComfyUI."""
 
     async def on_load(self) -> None:
-        """Tell the host where checkpoints and encoded exemplars live; makes no folder."""
+        """Tell the host where files live, and whose nodes ours replace; makes no folder."""
         register_folders()
+        await register_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The node classes, in the order of a typical graph."""
@@ -40,4 +42,6 @@ class PaintByExampleExtension(ComfyExtension):
             PBEOutpaint,
             PBECrop,
             PBEStitch,
+            PBEPaint,
+            PBEPaintGenerated,
         ]

@@ -9,7 +9,7 @@ from ..pbe_model.editing.batch import BatchEditor
 from ..pbe_model.editing.crop_plan import MODES
 from ..pbe_model.editing.crop_settings import CONTEXT, CropSettings, nearest_multiple
 from ..pbe_model.editing.mask import with_threshold
-from .category import CATEGORY
+from .category import CATEGORY, SEARCHES
 from .convert import EMPTY_MASKS, batch_size, check_holes, mask_like, rgb, row
 from .stitch import PBEStitchInfo
 
@@ -28,12 +28,7 @@ class PBECrop(io.ComfyNode):
                 "any model paint it, such as Flux Fill, Qwen Edit or an SDXL inpainting model, and "
                 "connect the result to Stitch."
             ),
-            search_aliases=[
-                "inpaint crop",
-                "crop and stitch",
-                "crop around mask",
-                "paint by example",
-            ],
+            search_aliases=[*SEARCHES, "inpaint crop", "crop and stitch", "crop around mask"],
             inputs=[
                 io.Image.Input("image", tooltip="The photo to change, of any size."),
                 io.Mask.Input(

@@ -7,7 +7,7 @@ import functools
 from comfy_api.latest import io
 
 from ..pbe_model.scenes import Scene, load_scenes
-from .category import CATEGORY
+from .category import CATEGORY, SEARCHES
 
 
 class PBEExampleInputs(io.ComfyNode):
@@ -24,7 +24,7 @@ class PBEExampleInputs(io.ComfyNode):
                 "A photo, a mask and an exemplar to try things out with. Replace it with LoadImage "
                 "nodes to use your own."
             ),
-            search_aliases=["demo", "sample images", "test images"],
+            search_aliases=[*SEARCHES, "demo", "sample images", "test images"],
             inputs=[
                 io.Combo.Input(
                     "scene",

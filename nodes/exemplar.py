@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..pbe_model.editing.exemplar_image import Fit, parse_weights, preprocess, weighted_mean
 from ..pbe_model.networks.exemplar_encoder import normalise
 from .adapter import HostEncoder, tagged
-from .category import CATEGORY
+from .category import CATEGORY, SEARCHES
 from .convert import batch_size, mask_like, rgb, row
 
 MERGES = ["one each", "average"]
@@ -31,7 +31,13 @@ class PBEExemplarEncoder(io.ComfyNode):
                 "Looks at the example picture and sums it up in a single token: what it shows, "
                 "not its pixels. Show the object large and on its own."
             ),
-            search_aliases=["reference image", "example image", "clip vision", "ip-adapter"],
+            search_aliases=[
+                *SEARCHES,
+                "reference image",
+                "example image",
+                "clip vision",
+                "ip-adapter",
+            ],
             inputs=[
                 PBEEncoder.Input("encoder", tooltip="From Load Paint by Example."),
                 io.Image.Input(

@@ -13,7 +13,7 @@ from ..pbe_model import PaintByExample
 from ..pbe_model.checkpoints.download import UNFINISHED
 from ..pbe_model.untrusted import read_bytes
 from .adapter import HostEncoder, latent_format, load_model, load_vae
-from .category import CATEGORY
+from .category import CATEGORY, SEARCHES
 from .exemplar import PBEEncoder
 from .folders import MODEL_EXTENSIONS, MODEL_FOLDER
 
@@ -41,7 +41,7 @@ class PBELoader(io.ComfyNode):
             display_name="Load Paint by Example",
             category=CATEGORY,
             description="Loads a Paint by Example checkpoint: denoiser, exemplar encoder and VAE.",
-            search_aliases=["pbe", "checkpoint", "exemplar", "reference inpainting"],
+            search_aliases=[*SEARCHES, "pbe", "checkpoint", "reference inpainting"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",

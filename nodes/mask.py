@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..pbe_model.editing.mask import SHAPES, augment
-from .category import CATEGORY
+from .category import CATEGORY, SEARCHES
 
 
 class PBEMaskAugmenter(io.ComfyNode):
@@ -20,6 +20,7 @@ class PBEMaskAugmenter(io.ComfyNode):
                 "model the object's silhouette, a box or a loose Bezier shape leaves it free."
             ),
             search_aliases=[
+                *SEARCHES,
                 "grow mask",
                 "bezier mask",
                 "bounding box mask",

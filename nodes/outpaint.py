@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..pbe_model.editing.outpaint import pad, padding_to_aspect
-from .category import CATEGORY
+from .category import CATEGORY, SEARCHES
 from .convert import batch_size, mask_like, rgb
 
 AS_PADDED = "as padded"
@@ -48,13 +48,7 @@ class PBEOutpaint(io.ComfyNode):
                 "Puts the photo on a larger canvas, by pixels or to an aspect. The new rim is the "
                 "mask, for PBE Inpaint Sampler or Crop for Editing to paint."
             ),
-            search_aliases=[
-                "outpaint",
-                "extend image",
-                "uncrop",
-                "aspect ratio",
-                "paint by example",
-            ],
+            search_aliases=[*SEARCHES, "outpaint", "extend image", "uncrop", "aspect ratio"],
             inputs=[
                 io.Image.Input("image", tooltip="The photo to extend."),
                 *sides,

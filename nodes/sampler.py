@@ -13,7 +13,7 @@ from ..pbe_model.editing.denoise import initial_noise
 from ..pbe_model.editing.edit import check_guidance_interval
 from .adapter import Conditioning, check_parts, encode_masked, pbe_config, sample
 from .adapter.guidance import limit_guidance
-from .category import CATEGORY
+from .category import CATEGORY, SEARCHES
 from .convert import EMPTY_MASKS, batch_size, check_holes, mask_like, rgb, row, rows
 from .stitch import PBEStitchInfo
 
@@ -34,7 +34,13 @@ class PBEInpaintSampler(io.ComfyNode):
                 "size: the model sees a crop around the mask, and outside the blend zone the "
                 "photo comes back bit-identical."
             ),
-            search_aliases=["inpaint", "exemplar inpainting", "object insertion", "ksampler"],
+            search_aliases=[
+                *SEARCHES,
+                "inpaint",
+                "exemplar inpainting",
+                "object insertion",
+                "ksampler",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="From Load Paint by Example; LoRAs may follow it."),
                 io.Conditioning.Input("positive", tooltip="The exemplar, from Exemplar Encoder."),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..pbe_model.checkpoints.exemplar_file import EncodedExemplar, load_exemplar, save_exemplar
 from .adapter import Conditioning, check_tagged, tagged
-from .category import CATEGORY
+from .category import CATEGORY, SEARCHES
 from .folders import EXEMPLAR_FOLDER, saved_exemplars
 
 NONE = "none saved yet"
@@ -30,7 +30,7 @@ class PBESaveExemplar(io.ComfyNode):
                 "Saves an encoded exemplar to output/exemplars, a file of a few kilobytes. Load "
                 "Exemplar can then take the place of the pictures and their encoder."
             ),
-            search_aliases=["save conditioning", "export exemplar", "reference image"],
+            search_aliases=[*SEARCHES, "save conditioning", "export exemplar", "reference image"],
             is_output_node=True,
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The exemplar, from Exemplar Encoder."),
@@ -73,7 +73,7 @@ class PBELoadExemplar(io.ComfyNode):
                 "Loads an exemplar that Save Exemplar wrote, in place of Exemplar Encoder. It "
                 "belongs to the checkpoint that encoded it."
             ),
-            search_aliases=["load conditioning", "import exemplar", "reference image"],
+            search_aliases=[*SEARCHES, "load conditioning", "import exemplar", "reference image"],
             inputs=[
                 io.Combo.Input(
                     "exemplar",

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..pbe_model.editing.batch import BatchEditor, EditResult
 from ..pbe_model.editing.register import describe
-from .category import CATEGORY
+from .category import CATEGORY, SEARCHES
 from .convert import rgb
 
 PBEStitchInfo = io.Custom("PBE_STITCH")  # a `BatchEditor`: the photos, and where their crops lie
@@ -26,7 +26,14 @@ class PBEStitch(io.ComfyNode):
                 "Puts a crop back into the photo after you have painted, retouched or upscaled it "
                 "with any model. Outside the blend zone the photo comes back bit-identical."
             ),
-            search_aliases=["uncrop", "paste back", "crop and stitch", "align", "register"],
+            search_aliases=[
+                *SEARCHES,
+                "uncrop",
+                "paste back",
+                "crop and stitch",
+                "align",
+                "register",
+            ],
             inputs=[
                 PBEStitchInfo.Input(
                     "stitch", tooltip="From Crop for Editing or PBE Inpaint Sampler."

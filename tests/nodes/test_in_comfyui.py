@@ -40,6 +40,8 @@ NODES = (
     "PBEOutpaint",
     "PBECrop",
     "PBEStitch",
+    "PBEPaint",
+    "PBEPaintGenerated",
 )
 
 
