@@ -14,6 +14,7 @@ from .loader import PBELoader
 from .mask import PBEMaskAugmenter
 from .outpaint import PBEOutpaint
 from .sampler import PBEInpaintSampler
+from .save_model import PBESaveModel
 from .saved import PBELoadExemplar, PBESaveExemplar
 from .stitch import PBEStitch
 
@@ -40,4 +41,5 @@ class PaintByExampleExtension(ComfyExtension):
             PBEOutpaint,
             PBECrop,
             PBEStitch,
+            PBESaveModel,
         ]

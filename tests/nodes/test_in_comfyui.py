@@ -40,6 +40,7 @@ NODES = (
     "PBEOutpaint",
     "PBECrop",
     "PBEStitch",
+    "PBESaveModel",
 )
 
 
