@@ -15,6 +15,7 @@ from .mask import PBEMaskAugmenter
 from .outpaint import PBEOutpaint
 from .replace import PBEPaint, PBEPaintGenerated, register_replacements
 from .sampler import PBEInpaintSampler
+from .save_model import PBESaveModel
 from .saved import PBELoadExemplar, PBESaveExemplar
 from .stitch import PBEStitch
 
@@ -44,4 +45,5 @@ class PaintByExampleExtension(ComfyExtension):
             PBEStitch,
             PBEPaint,
             PBEPaintGenerated,
+            PBESaveModel,
         ]

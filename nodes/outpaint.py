@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..pbe_model.editing.outpaint import pad, padding_to_aspect
+from ..pbe_model.editing.outpaint import extend_canvas, padding_to_aspect
 from .category import CATEGORY, SEARCHES
 from .convert import batch_size, mask_like, rgb
 
@@ -118,4 +118,4 @@ class PBEOutpaint(io.ComfyNode):
             size = (photos.shape[1] + top + bottom, photos.shape[2] + left + right)
             more = padding_to_aspect(size, across / down, PLACES[place])
             padding = tuple(map(sum, zip(padding, more, strict=True)))
-        return io.NodeOutput(*pad(photos, padding, overlap=overlap, hole_mask=holes))
+        return io.NodeOutput(*extend_canvas(photos, padding, overlap=overlap, hole_mask=holes))

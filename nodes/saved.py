@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..pbe_model.checkpoints.exemplar_file import EncodedExemplar, load_exemplar, save_exemplar
-from .adapter import Conditioning, check_tagged, tagged
+from .adapter import Conditioning, check_tagged, show, tagged
 from .category import CATEGORY, SEARCHES
+from .file_names import checked_name
 from .folders import EXEMPLAR_FOLDER, saved_exemplars
 
 NONE = "none saved yet"
@@ -32,6 +33,7 @@ class PBESaveExemplar(io.ComfyNode):
             ),
             search_aliases=[*SEARCHES, "save conditioning", "export exemplar", "reference image"],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The exemplar, from Exemplar Encoder."),
                 io.Conditioning.Input("negative", tooltip="From Exemplar Encoder as well."),
@@ -47,17 +49,19 @@ class PBESaveExemplar(io.ComfyNode):
     @classmethod
     def execute(cls, positive: Conditioning, negative: Conditioning, name: str) -> io.NodeOutput:
         exemplar = EncodedExemplar(_only("positive", positive), _only("negative", negative))
-        path = PurePath(name.strip())
-        if not path.parts or path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{name!r} is not a name for a file; give one such as cat or pets/cat")
         folder, stem, number, subfolder, _ = folder_paths.get_save_image_path(
-            str(path), saved_exemplars()
+            checked_name(name), saved_exemplars()
         )
         file = f"{stem}_{number:05}.safetensors"
         save_exemplar(Path(folder, file), exemplar)
         place = os.path.join(os.path.basename(saved_exemplars()), subfolder)
         saved = {"filename": file, "subfolder": os.path.normpath(place), "type": "output"}
-        return io.NodeOutput(ui={"exemplars": [saved]})
+        text = (
+            f"Saved to {Path(folder, file)}\n"
+            f"Press R, then choose {Path(subfolder, file).as_posix()} in Load Exemplar."
+        )
+        show(cls.hidden.unique_id, text)
+        return io.NodeOutput(ui={"exemplars": [saved], "text": [text]})
 
 
 class PBELoadExemplar(io.ComfyNode):

@@ -11,17 +11,22 @@ from .denoiser import load_model, pbe_config
 from .encoder import HostEncoder
 from .first_stage import encode_masked, latent_format, load_vae
 from .sampling import check_parts, sample
+from .saving import denoiser_weights, held_as, not_weights, show
 
 __all__ = [
     "Conditioning",
     "HostEncoder",
     "check_parts",
     "check_tagged",
+    "denoiser_weights",
     "encode_masked",
+    "held_as",
     "latent_format",
     "load_model",
     "load_vae",
+    "not_weights",
     "pbe_config",
     "sample",
+    "show",
     "tagged",
 ]

@@ -26,6 +26,9 @@ from .official_names import (
 METADATA_KEY = "pbe_config"
 """The entry of our files' metadata that holds the configuration, as JSON."""
 
+_COMFYUI_KEY = "modelspec.predict_key"
+"""An entry that ComfyUI's nodes for saving models write; see docs/checkpoints.md."""
+
 _MAX_STATED = 2**16  # characters of a configuration; ours have about a thousand
 
 
@@ -51,6 +54,13 @@ def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
             f"its denoiser takes {channels} channels and Paint by Example's takes 9, so this is "
             "another model; give a Paint by Example checkpoint"
         )
+    has_tower = any(name.startswith(TOWER) for name in tensors)
+    if _COMFYUI_KEY in metadata and not has_tower:
+        raise ValueError(
+            "ComfyUI's own node for saving models wrote it, which leaves out the exemplar encoder "
+            "and the configuration; if it was a Paint by Example model, save it with the node "
+            "Save Paint by Example"
+        )
     if any(name.startswith(TEXT_ENCODER) for name in tensors):
         raise ValueError(
             "it has a text encoder: this is an inpainting model of Stable Diffusion, whose "
@@ -61,6 +71,30 @@ def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
         unet=_unet(shapes),
         vae=_vae(shapes),
         exemplar=_exemplar(shapes) if has_encoder else ExemplarConfig(),
+    )
+
+
+def check_told(config: PBEConfig, metadata: Mapping[str, str], source: object) -> None:
+    """Refuse to paint with a configuration that was read off shapes which tell too little.
+
+    No shape shows at which size a model was trained, nor the groups of its normalisations or the
+    scale of its latents. Only of the published model's widths they are known.
+
+    Args:
+        config: From `infer_config`.
+        metadata: Of the same file.
+        source: Name for errors.
+
+    Raises:
+        ValueError: Other widths, and no configuration in the metadata.
+    """
+    if METADATA_KEY in metadata or (config.unet, config.vae) == (UNetConfig(), VAEConfig()):
+        return
+    raise ValueError(
+        f"{source} is not of the published model's widths (its denoiser has "
+        f"{config.unet.model_channels} channels instead of {UNetConfig.model_channels}), and as "
+        "its metadata holds no configuration, nothing tells at which size it was trained; take "
+        "the file as it was exported, or in Python pass config="
     )
 
 
@@ -88,7 +122,7 @@ def _stated(text: str) -> PBEConfig:
     except ValueError as error:
         raise ValueError(
             f"the configuration in the file's metadata is damaged ({error}); "
-            "pass the right one as config="
+            "download it again, or in Python pass the right one as config="
         ) from error
 
 
@@ -109,7 +143,7 @@ def check_layers(config: PBEConfig, tensors: Mapping[str, Tensor]) -> None:
     if layers > full:
         raise ValueError(
             f"its configuration asks for {layers:,} layers and it has {full:,} tensors; "
-            "pass the right one as config=, or download it again"
+            "download it again, or in Python pass the right one as config="
         )
 
 

@@ -23,7 +23,13 @@ from ..networks.attention import Attention, sdpa_attention, select_attention
 from ..untrusted import shown
 from .diffusers_folder import read_folder
 from .diffusers_layout import diffusers_config, from_diffusers
-from .infer_config import METADATA_KEY, check_layers, infer_config, is_stable_diffusion
+from .infer_config import (
+    METADATA_KEY,
+    check_layers,
+    check_told,
+    infer_config,
+    is_stable_diffusion,
+)
 from .official_names import (
     FIRST_CONVOLUTION,
     PARTS,
@@ -33,7 +39,7 @@ from .official_names import (
     canonical,
     is_derived,
 )
-from .safetensors_io import WEIGHT_TYPES, MappedPages, cast, read_safetensors
+from .safetensors_io import WEIGHT_TYPES, Deferred, MappedPages, cast, read_safetensors
 from .torch_file import load_tensors
 
 START = ("unet", "vae")
@@ -217,7 +223,7 @@ def load_weights(
         ValueError: Names missing or unexpected, or a shape that differs; the first few are listed.
     """
     parts = list(parts)
-    _check_fit(state_dict(model, parts), tensors, source)
+    check_fit(state_dict(model, parts), tensors, source)
     for part in parts:
         module, prefix = getattr(model, part), PARTS[part]
         weights = {name: tensors[canonical(prefix + name)] for name in module.state_dict()}
@@ -226,7 +232,7 @@ def load_weights(
 
 def check_types(
     names: Iterable[str],
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Deferred],
     source: object,
     types: Sequence[torch.dtype] = WEIGHT_TYPES,
 ) -> None:
@@ -250,9 +256,25 @@ def check_types(
             )
 
 
-def _check_fit(
-    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: object
+def check_fit(
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Deferred],
+    source: object,
+    remedy: str = (
+        "give a complete Paint by Example checkpoint, or in Python its architecture as config="
+    ),
 ) -> None:
+    """Check names, shapes and types of weights.
+
+    Args:
+        expected: What a model takes, by name.
+        tensors: What there is.
+        source: Name for errors.
+        remedy: What the error advises.
+
+    Raises:
+        ValueError: Names missing or unexpected, a shape that differs, or as `check_types`.
+    """
     check_types(expected, tensors, source)
     problems = [
         f"{kind} {', '.join(map(shown, names[:5]))}{' ...' if len(names) > 5 else ''} "
@@ -268,10 +290,7 @@ def _check_fit(
         if names
     ]
     if problems:
-        raise ValueError(
-            f"{source} does not fit the model: {'; '.join(problems)}; give a complete Paint by "
-            "Example checkpoint, or its architecture as config="
-        )
+        raise ValueError(f"{source} does not fit the model: {'; '.join(problems)}; {remedy}")
 
 
 def load_parts(model: PaintByExample, tensors: Mapping[str, Tensor], source: object) -> list[str]:
@@ -337,6 +356,8 @@ def load_model(
         tensors[name] = cast(f"{file.path}: {name}", tensor, device=device, dtype=dtype)
         pages.read(tensor.nbytes)
     load_weights(model, tensors, file.path)
+    if config is None:
+        check_told(model.config, file.metadata, file.path)
     for module in model.modules():
         # transformers keeps the positions 0 .. n as a buffer outside the state dict.
         ids = getattr(module, "position_ids", None)
@@ -355,7 +376,7 @@ def lay_out(
     """A model on torch's meta device, once the file's tensors are known to fit it."""
     with torch.device("meta"):
         model = PaintByExample(config or _config_of(file), attention=attention)
-    _check_fit(state_dict(model, parts), file.tensors, file.path)
+    check_fit(state_dict(model, parts), file.tensors, file.path)
     return model
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import ctypes
 import io
 import json
+import math
 import os
 import struct
 import sys
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,21 @@ _TYPES = {
 }
 
 
+@dataclass(frozen=True)
+class Deferred:
+    """A tensor that is made when it is written, so that of many only one is in memory.
+
+    Attributes:
+        shape: Of the tensor.
+        dtype: Its type.
+        make: Makes it, on any device.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors, mapped from the file and not read before they are used, and the metadata.
 
@@ -65,7 +82,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def write_safetensors(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Deferred],
     metadata: Mapping[str, str],
     *,
     dtypes: Mapping[str, torch.dtype] | None = None,
@@ -76,7 +93,7 @@ def write_safetensors(
 
     Args:
         path: Written in place; see `replacing` for writing whole or not at all.
-        tensors: On any device, contiguous or not.
+        tensors: On any device, contiguous or not, or still to be made.
         metadata: Strings for the header.
         dtypes: Types in the file by name; other tensors keep theirs.
         pages: Where the tensors are mapped from, to release what was read.
@@ -88,7 +105,7 @@ def write_safetensors(
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * types[name].itemsize
+        begin, end = end, end + math.prod(tensor.shape) * types[name].itemsize
         header[name] = {
             "dtype": _TYPES[types[name]],
             "shape": list(tensor.shape),
@@ -98,7 +115,8 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)  # so that the data are aligned
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name, tensor in tensors.items():
+        for name, given in tensors.items():
+            tensor = given.make() if isinstance(given, Deferred) else given
             stored = cast(name, tensor, dtype=types[name]).contiguous()
             file.write(stored.reshape(-1).view(torch.uint8).numpy().data)
             if pages is not None:

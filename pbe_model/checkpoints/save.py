@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ..atomic import replacing
+from ..config import PBEConfig
 from ..model import PaintByExample
+from ..sampling.schedule import NoiseSchedule
 from .diffusers_folder import write_folder
 from .diffusers_layout import diffusers_configs, to_diffusers
-from .infer_config import METADATA_KEY, is_stable_diffusion
+from .infer_config import METADATA_KEY, check_told, is_stable_diffusion
 from .load import (
     START,
     Report,
+    check_fit,
     lay_out,
     load_weights,
     read,
@@ -29,8 +33,8 @@ from .load import (
     starting_point,
     state_dict,
 )
-from .official_names import PARTS, POSITION_IDS, TOWER
-from .safetensors_io import MappedPages, Releasing, cast, write_safetensors
+from .official_names import PARTS, POSITION_IDS, TOWER, canonical
+from .safetensors_io import Deferred, MappedPages, Releasing, cast, write_safetensors
 
 Layout = Literal["safetensors", "official", "diffusers"]
 
@@ -57,15 +61,58 @@ def save_model(
     Raises:
         ValueError: Values are not finite or beyond the type's range, or `path` cannot be written.
     """
+    weights = state_dict(model, parts)
+    _write(Path(path), model.config, weights, dtype=dtype, metadata=metadata, pages=pages)
+
+
+def save_parts(
+    path: str | Path,
+    config: PBEConfig,
+    parts: Mapping[str, Mapping[str, Tensor | Deferred]],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a whole model whose parts live elsewhere, such as in ComfyUI, as `save_model` does.
+
+    Args:
+        path: Ends in `.safetensors`; its folder exists.
+        config: Architecture.
+        parts: The weights of each part in `PARTS`, under the names of its module. Those that are
+            deferred are made one by one.
+        dtype: Type of the weights in the file.
+
+    Raises:
+        ValueError: A part does not fit the architecture, or as `save_model`.
+    """
+    with torch.device("meta"):
+        model = PaintByExample(config)
+    weights = {}
+    for part, prefix in PARTS.items():
+        named = {canonical(prefix + name): tensor for name, tensor in parts[part].items()}
+        remedy = f"take the {part} that was loaded with the others"
+        check_fit(state_dict(model, [part]), named, f"the {part}", remedy)
+        weights |= named
+    _write(Path(path), config, weights, dtype=dtype)
+
+
+def _write(
+    path: Path,
+    config: PBEConfig,
+    weights: Mapping[str, Tensor | Deferred],
+    *,
+    dtype: torch.dtype | None,
+    metadata: Mapping[str, Any] | None = None,
+    pages: MappedPages | None = None,
+) -> None:
+    """Weights under official names, the configuration, and the schedule that follows from it."""
     entries = {
         "format": "pt",
-        METADATA_KEY: json.dumps(model.config.to_dict()),
+        METADATA_KEY: json.dumps(config.to_dict()),
         **{k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()},
     }
-    weights = state_dict(model, parts)
     dtypes = dict.fromkeys(weights, dtype) if dtype else {}
-    tensors = weights | model.schedule.buffers()
-    with replacing(Path(path)) as part:
+    tensors = {**weights, **NoiseSchedule.linear(config.schedule).buffers()}
+    with replacing(path) as part:
         write_safetensors(part, tensors, entries, dtypes=dtypes, pages=pages)
 
 
@@ -164,6 +211,8 @@ def convert(
         parts, file = list(START), starting_point(file)
     found, model = report(file), lay_out(file, parts=parts)
     load_weights(model, file.tensors, source, parts)
+    if "encoder" in parts:
+        check_told(found.config, file.metadata, source)
     if layout == "official":
         _check_official(model)
     pages = MappedPages(file.tensors.values(), source)

@@ -39,7 +39,7 @@ def padding_to_aspect(
     return left, top, across - left, down - top
 
 
-def pad(
+def extend_canvas(
     photo: Tensor, padding: Padding, *, overlap: int = 0, hole_mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Puts photos on a larger canvas, whose new part is the hole.

@@ -358,7 +358,8 @@ def differences() -> dict[str, float | str]:
 def small_model():
     """A network with levels of one width and no attention on top, and a run of it."""
     config = ours("pbe_model.config").DEMO
-    config = replace(config, unet=replace(config.unet, model_channels=WIDTH, norm_groups=8))
+    sizes = {"channel_mult": (1, 1, 1), "attention_resolutions": (2, 4), "norm_groups": 8}
+    config = replace(config, unet=replace(config.unet, model_channels=WIDTH, **sizes))
     with torch.device("meta"):
         unet = ours("pbe_model.networks.unet").UNet(config.unet)
     drawn = random_weights({n: t.shape for n, t in unet.state_dict().items()}, 0)

@@ -42,6 +42,7 @@ NODES = (
     "PBEStitch",
     "PBEPaint",
     "PBEPaintGenerated",
+    "PBESaveModel",
 )
 
 

@@ -107,6 +107,7 @@ RULES = {
     "nodes/adapter/first_stage.py": ("masked_image",),
     "nodes/exemplar.py": ("preprocess", "normalise", "weighted_mean"),
     "nodes/saved.py": ("load_exemplar", "save_exemplar"),
+    "nodes/save_model.py": ("save_parts",),
 }
 """What is easy to get silently wrong, and who takes it from the package."""
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pbe_model import TINY, V1, PaintByExample, PBEConfig
-from pbe_model.checkpoints.infer_config import infer_config
+from pbe_model.checkpoints.infer_config import check_told, infer_config
 from pbe_model.checkpoints.load import PARTS, inspect, load_parts, load_weights, read, state_dict
-from pbe_model.checkpoints.save import save_model, save_official
+from pbe_model.checkpoints.safetensors_io import Deferred
+from pbe_model.checkpoints.save import convert, save_model, save_official, save_parts
 from pbe_model.networks.attention import BACKENDS, reference_attention
 
 from ..small import SMALL, SMALL_ALL, SMALL_V, noise, relative_error, small_model
@@ -144,7 +146,7 @@ def test_tower_names_of_every_transformers_version(
     if positions:
         renamed[f"{TOWER}{prefix}embeddings.position_ids"] = torch.arange(5)[None]
     path = write(tmp_path / f"model{suffix}", renamed)
-    assert_same(PaintByExample.from_checkpoint(path), model)
+    assert_same(PaintByExample.from_checkpoint(path, config=SMALL), model)
     assert read(path).dropped == [n for n in renamed if "position_ids" in n]
 
 
@@ -159,7 +161,7 @@ def test_flat_pickle_and_what_a_trainer_adds(tmp_path, model, tensors):
         **model.schedule.buffers(),
     }
     torch.save({**tensors, **extra, "optimizer_states": [{"lr": 1e-5}], "epoch": 3}, path)
-    assert_same(PaintByExample.from_checkpoint(path), model)
+    assert_same(PaintByExample.from_checkpoint(path, config=SMALL), model)
     assert set(read(path).dropped) == set(extra)
 
 
@@ -184,6 +186,74 @@ def test_tiny_is_recognised_but_for_what_only_metadata_can_say():
     assert infer_config(state_dict(model), {"pbe_config": json.dumps(TINY.to_dict())}) == TINY
 
 
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_shapes_that_tell_too_little_are_not_painted_with(tmp_path, tensors, suffix):
+    """Else a small model would be run at the published model's size, and nothing would say so."""
+    path, out = write(tmp_path / f"model{suffix}", tensors), tmp_path / "out.safetensors"
+    for read_it in (
+        lambda: PaintByExample.from_checkpoint(path),
+        lambda: convert(path, out, layout="safetensors"),
+    ):
+        with pytest.raises(ValueError, match="nothing tells at which size") as raised:
+            read_it()
+        assert str(path) in str(raised.value) and "config=" in str(raised.value)
+    assert not out.exists()
+    assert PaintByExample.from_checkpoint(path, config=SMALL).config == SMALL
+    assert not inspect(path).missing
+
+
+def test_the_published_widths_are_painted_with():
+    """Whatever the exemplar encoder's: it has no size of its own that shapes do not tell."""
+    check_told(replace(V1, exemplar=TINY.exemplar, tokens="all"), {}, "file")
+    with pytest.raises(ValueError, match="128 channels instead of 320"):
+        check_told(replace(V1, unet=replace(V1.unet, model_channels=128)), {}, "file")
+
+
+def test_a_file_of_comfyui_s_own_nodes_says_which_node_to_use(tmp_path, tensors):
+    unet = {n: t for n, t in tensors.items() if n.startswith("model.diffusion_model.")}
+    text = {"cond_stage_model.transformer.text_model.final_layer_norm.weight": torch.ones(2)}
+    vae = {n: t for n, t in tensors.items() if n.startswith("first_stage_model.")}
+    for held in (unet, unet | text | vae):
+        path = tmp_path / "host.safetensors"
+        save_file({n: t.contiguous() for n, t in held.items()}, path, {
+            "modelspec.predict_key": "epsilon", "prompt": "",
+        })  # fmt: skip
+        with pytest.raises(ValueError, match="the node Save Paint by Example"):
+            inspect(path)
+
+
+def test_parts_are_saved_as_the_model_that_they_make(tmp_path, model):
+    """Deferred weights are made one by one, in the order of the file, and each once."""
+    made = []
+
+    def make(name: str, tensor: Tensor) -> Tensor:
+        made.append(name)
+        return tensor
+
+    weights = dict(model.unet.state_dict())
+    deferred = {n: Deferred(t.shape, t.dtype, partial(make, n, t)) for n, t in weights.items()}
+    parts = {"vae": model.vae.state_dict(), "encoder": model.encoder.state_dict()}
+    whole, path = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    save_model(whole, model)
+    save_parts(path, SMALL, parts | {"unet": deferred})
+    assert path.read_bytes() == whole.read_bytes()
+    assert made == list(weights)
+
+
+def test_parts_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, model):
+    parts = {part: dict(getattr(model, part).state_dict()) for part in ("unet", "vae", "encoder")}
+    for part, change in (
+        ("vae", lambda weights: weights.popitem()),
+        ("encoder", lambda weights: weights.update(learnable_vector=torch.zeros(1, 1, 3))),
+        ("unet", lambda weights: weights.update(more=torch.zeros(1))),
+    ):
+        changed = {name: dict(weights) for name, weights in parts.items()}
+        change(changed[part])
+        with pytest.raises(ValueError, match=f"the {part} does not fit .*take the {part} that"):
+            save_parts(tmp_path / "model.safetensors", SMALL, changed)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_given_configuration_overrides(tmp_path, tensors):
     path = write(tmp_path / "model.safetensors", tensors)
     assert PaintByExample.from_checkpoint(path, config=SMALL_ALL).config == SMALL_ALL
@@ -192,7 +262,7 @@ def test_a_given_configuration_overrides(tmp_path, tensors):
 def test_attention_is_chosen_by_name(tmp_path, tensors, monkeypatch):
     monkeypatch.setitem(BACKENDS, "own", reference_attention)
     path = write(tmp_path / "model.safetensors", tensors)
-    model = PaintByExample.from_checkpoint(path, attention="own")
+    model = PaintByExample.from_checkpoint(path, config=SMALL, attention="own")
     block = model.unet.middle_block[1].transformer_blocks[0]
     assert block.attn1.attention is block.attn2.attention is reference_attention
 

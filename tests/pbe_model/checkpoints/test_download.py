@@ -1,6 +1,7 @@
 """`pbe download`, against a hub on this machine: no test reaches any other."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -16,12 +17,13 @@ import torch
 
 from pbe_model import PaintByExample
 from pbe_model.checkpoints import download
+from pbe_model.checkpoints.infer_config import METADATA_KEY
 from pbe_model.checkpoints.load import state_dict
 from pbe_model.checkpoints.save import save_diffusers, save_official
 from pbe_model.cli.main import main
 
 from ..hub import COMMIT, Hub, serve
-from ..small import small_model
+from ..small import SMALL, small_model
 
 REPOSITORY = Path(__file__).parents[3]
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -277,9 +279,13 @@ def test_killed_in_the_middle_the_same_command_finishes(run, hub, folder, out, t
     """The whole program, with pieces of ten megabytes as the library has them."""
     huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 10 * 2**20  # undone by the fixture
     (folder / "model.ckpt").unlink()
-    weights = state_dict(small_model())
     states = torch.zeros(6 * 2**20)  # as in the published file the optimizer's lie beside them
-    torch.save({"state_dict": weights, "optimizer_states": [states]}, folder / "model.ckpt")
+    held = {
+        "state_dict": state_dict(small_model()),
+        METADATA_KEY: json.dumps(SMALL.to_dict()),
+        "optimizer_states": [states],
+    }
+    torch.save(held, folder / "model.ckpt")
     size = (folder / "model.ckpt").stat().st_size
     hub.stall_after["model.ckpt"] = 12_000_000
     argv = ["download", "--repo", hub.repo, "--what", "official", "--out", str(out)]

@@ -1,5 +1,6 @@
 """Checkpoints of Stable Diffusion as the start of a training, and moving averages."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from pbe_model import PaintByExample
 from pbe_model.checkpoints.diffusers_layout import to_diffusers
+from pbe_model.checkpoints.infer_config import METADATA_KEY
 from pbe_model.checkpoints.load import (
     START,
     Checkpoint,
@@ -147,7 +149,7 @@ def averaged(path: Path) -> Path:
         tensors["model_ema." + name.removeprefix("model.").replace(".", "")] = tensor
     tensors["model_ema.decay"] = torch.tensor(0.9999)
     tensors["model_ema.num_updates"] = torch.tensor(7, dtype=torch.int32)
-    torch.save({"state_dict": tensors}, path)
+    torch.save({"state_dict": tensors, METADATA_KEY: json.dumps(SMALL.to_dict())}, path)
     return path
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pbe_model.editing.outpaint import pad, padding_to_aspect
+from pbe_model.editing.outpaint import extend_canvas, padding_to_aspect
 
 from ..small import uniform
 
@@ -11,7 +11,7 @@ PHOTO = uniform(2, 20, 30, 3)
 
 
 def test_the_new_rim_is_the_hole_and_repeats_the_edge():
-    canvas, hole = pad(PHOTO, (5, 1, 2, 3))
+    canvas, hole = extend_canvas(PHOTO, (5, 1, 2, 3))
     assert canvas.shape == (2, 24, 37, 3) and hole.shape == (2, 24, 37)
     assert torch.equal(canvas[:, 1:21, 5:35], PHOTO)
     assert torch.equal(canvas[:, 0, 5:35], PHOTO[:, 0]) and torch.equal(
@@ -22,17 +22,17 @@ def test_the_new_rim_is_the_hole_and_repeats_the_edge():
 
 
 def test_the_overlap_eats_into_the_photo_at_the_sides_that_grow():
-    _, hole = pad(PHOTO, (5, 0, 0, 4), overlap=3)
+    _, hole = extend_canvas(PHOTO, (5, 0, 0, 4), overlap=3)
     keep = hole[0] == 0
     assert keep[:17, 8:].all() and keep.sum() == 17 * 27
-    _, hole = pad(PHOTO, (1, 0, 0, 0), overlap=100)
+    _, hole = extend_canvas(PHOTO, (1, 0, 0, 0), overlap=100)
     assert hole.all()  # no more than the photo
 
 
 def test_holes_inside_the_photo_stay():
     inside = torch.zeros(2, 20, 30)
     inside[1, 4:6, 7:9] = 0.8
-    _, hole = pad(PHOTO, (0, 10, 0, 0), hole_mask=inside)
+    _, hole = extend_canvas(PHOTO, (0, 10, 0, 0), hole_mask=inside)
     assert torch.allclose(hole[1, 14:16, 7:9], torch.tensor(0.8)) and not hole[0, 10:].any()
 
 
@@ -53,9 +53,9 @@ def test_padding_to_an_aspect(size, aspect, place, expected):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pad(PHOTO, (0, 0, 0, 0)), "nothing is added"),
-        (lambda: pad(PHOTO, (-1, 0, 0, 5)), "give 0 pixels or more"),
-        (lambda: pad(PHOTO, (10**6, 10**6, 0, 0)), "too large"),
+        (lambda: extend_canvas(PHOTO, (0, 0, 0, 0)), "nothing is added"),
+        (lambda: extend_canvas(PHOTO, (-1, 0, 0, 5)), "give 0 pixels or more"),
+        (lambda: extend_canvas(PHOTO, (10**6, 10**6, 0, 0)), "too large"),
         (lambda: padding_to_aspect((4, 4), 0), "the aspect is 0"),
         (lambda: padding_to_aspect((4, 4), 1, (2, 0)), "the place is"),
     ],

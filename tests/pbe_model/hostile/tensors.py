@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pbe_model.checkpoints.infer_config import METADATA_KEY
 from pbe_model.checkpoints.load import state_dict
 
-from ..small import small_model
+from ..small import SMALL, small_model
 from .case import NO_MODEL, Case, Maker, Table
 from .pickling import (
     DICT,
@@ -87,7 +89,8 @@ def _model(**changes: Any) -> Maker:
             chosen = weights if name == "every" else [_FIRST]
             for key in chosen:
                 weights[key] = change(weights[key])
-        torch.save({"state_dict": weights}, path)
+        stated = json.dumps(SMALL.to_dict())
+        torch.save({"state_dict": weights, METADATA_KEY: stated}, path)
 
     return make
 

@@ -1,0 +1,95 @@
+"""What a MODEL and a VAE of the host hold, for saving; and where the page says so."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import comfy.lora
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...pbe_model.checkpoints.safetensors_io import Deferred
+
+_PREFIX = "diffusion_model."
+
+
+def denoiser_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, Deferred]:
+    """The denoiser's weights with all patches applied, names without prefix, in float32.
+
+    They are computed from the weights as they were loaded, one by one when they are asked for,
+    wherever the host keeps them. The cancel button works between two.
+
+    Raises:
+        ValueError: Something works beside the weights and would be lost.
+    """
+    if model.injections:
+        raise ValueError(
+            f"this MODEL is changed by {', '.join(sorted(model.injections))}, which works beside "
+            "the weights and cannot be saved with them; apply the LoRA with LoraLoaderModelOnly"
+        )
+    # As the host itself asks for them when it merges: the weight, then its patches.
+    patched = model.get_key_patches(_PREFIX)
+    progress = comfy.utils.ProgressBar(len(patched))
+    return {
+        key.removeprefix(_PREFIX): Deferred(
+            weight.shape,
+            torch.float32,
+            partial(_patched, key, weight, convert, patches, model.load_device, progress),
+        )
+        for key, ((weight, convert), *patches) in patched.items()
+    }
+
+
+def _patched(
+    key: str,
+    weight: Tensor,
+    convert: Any,
+    patches: list[Any],
+    device: torch.device,
+    progress: comfy.utils.ProgressBar,
+) -> Tensor:
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    progress.update(1)
+    plain = convert(weight, inplace=False)  # a quantised weight as what it is computed in
+    if not patches:
+        return plain.to(torch.float32)
+    result = comfy.lora.calculate_weight(
+        patches, plain.to(device=device, dtype=torch.float32, copy=True), key
+    )
+    if result.shape != weight.shape:
+        raise ValueError(
+            f"a patch makes {key.removeprefix(_PREFIX)} {tuple(result.shape)} instead of "
+            f"{tuple(weight.shape)}, which is another architecture; remove that LoRA or merge"
+        )
+    return result
+
+
+def held_as(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE) -> dict[str, torch.dtype]:
+    """The type in which most weights of denoiser and VAE are kept."""
+    weights = {"denoiser": model.model.diffusion_model.state_dict(), "VAE": vae.get_sd()}
+    types = {part: [t.dtype for t in held.values()] for part, held in weights.items()}
+    return {part: max(set(found), key=found.count) for part, found in types.items()}
+
+
+def not_weights(model: comfy.model_patcher.ModelPatcher) -> list[str]:
+    """Names of changes to a MODEL that are settings of a run, and so in no file."""
+    patches = model.model_options["transformer_options"].get("patches", {})
+    owners = {
+        getattr(patch, "__qualname__", type(patch).__qualname__).split(".")[0]
+        for kind in patches.values()
+        for patch in kind
+    }
+    return sorted(owners | set(model.object_patches))
+
+
+def show(node_id: str | None, text: str) -> None:
+    """Show a text below a node in the page."""
+    from server import PromptServer  # not there in the host's command-line tools
+
+    page = PromptServer.instance
+    page.send_progress_text(text, node_id, page.client_id)
