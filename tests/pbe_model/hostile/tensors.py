@@ -221,8 +221,8 @@ FILES: Table = {
     "one_int.ckpt": Case(_model(first=lambda w: w.to(torch.int32)), _TYPE),
     "nan.ckpt": Case(_model(first=_first(float("nan"))), _NUMBERS, _UNREAD),
     "infinite.ckpt": Case(_model(first=_first(float("-inf"))), _NUMBERS, _UNREAD),
-    "reshaped.ckpt": Case(_model(first=lambda w: w.flatten()), "missha"),
-    "empty_first.ckpt": Case(_model(first=lambda w: w[:0]), "missha"),
+    "reshaped.ckpt": Case(_model(first=lambda w: w.flatten()), "shape"),
+    "empty_first.ckpt": Case(_model(first=lambda w: w[:0]), "shape"),
     "other_model.ckpt": Case(
         _model(first=lambda w: w[:, :4]), "Stable Diffusion|another model|misshapes"
     ),
