@@ -134,7 +134,9 @@ def test_loaded_and_saved_is_bit_equal_and_read_by_all(host: Host, folder: Path,
 
 
 @pytest.mark.parametrize(
-    ("change", "name"), [(with_lora, "saved-with-lora"), (merging, "saved-merged")], ids=["lora", "merge"]
+    ("change", "name"),
+    [(with_lora, "saved-with-lora"), (merging, "saved-merged")],
+    ids=["lora", "merge"],
 )
 def test_what_is_patched_is_in_the_file(host: Host, folder: Path, change, name: str):
     """Also where the patched model has just painted, so that its weights are patched in place."""
