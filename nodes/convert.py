@@ -10,6 +10,8 @@ from collections.abc import Sized
 
 from torch import Tensor
 
+from ..pbe_model.editing.batch import BatchEditor
+from ..pbe_model.editing.crop_settings import CropSettings
 from ..pbe_model.editing.mask import resize_mask
 from .adapter import Conditioning
 
@@ -54,6 +56,72 @@ def check_holes(masks: Tensor) -> None:
                 "editor, connect Load Image (as Mask) with channel red for a black and white "
                 "picture, or set empty_mask to pass through"
             )
+
+
+def cut_out(
+    photos: Tensor,
+    masks: Tensor,
+    *,
+    region: str,
+    context: float,
+    blend: int,
+    context_mask: Tensor | None,
+    blend_mask: Tensor | None,
+    empty_mask: str,
+    exemplars: Sized | None = None,
+    numbered: bool = False,
+    **sizes: int,
+) -> BatchEditor:
+    """Crops around the holes of a batch of photos, as the widgets of a node say.
+
+    Args:
+        photos: (B, H, W, 3), from `rgb`.
+        masks: (B, H, W), from `mask_like`; where holes are numbered, those of one photo are the
+            masks of its holes.
+        region: One of `crop_plan.MODES`.
+        context: As `CropSettings` has it.
+        blend: Pixels, -1 for what suits the crop.
+        context_mask: MASK of any size.
+        blend_mask: MASK of any size.
+        empty_mask: One of `EMPTY_MASKS`.
+        exemplars: What else makes a result each.
+        numbered: Each hole is painted by itself, with an exemplar of its own.
+        sizes: Entries of `CropSettings`: resolution, width and height, multiple.
+
+    Raises:
+        ValueError: Batches that do not match, empty masks, or as `BatchEditor`.
+    """
+    context_masks = None if context_mask is None else mask_like(context_mask, photos)
+    blend_masks = None if blend_mask is None else mask_like(blend_mask, photos)
+    one_photo = numbered and len(photos) == 1 and len(masks) > 1
+    count = batch_size(
+        photos=photos,
+        masks=None if one_photo else masks,
+        exemplars=exemplars,
+        context_masks=context_masks,
+        blend_masks=blend_masks,
+    )
+    skip_empty = empty_mask != EMPTY_MASKS[0]
+    if not skip_empty:
+        check_holes(masks)
+    settings = [
+        CropSettings(
+            context=context,
+            blend=None if blend < 0 else blend,
+            context_mask=None if context_masks is None else row(context_masks, i),
+            blend_mask=None if blend_masks is None else row(blend_masks, i),
+            **sizes,
+        )
+        for i in range(count)
+    ]
+    return BatchEditor(
+        [row(photos, i) for i in range(count)],
+        [masks if one_photo else row(masks, i) for i in range(count)],
+        settings,
+        mode=region,
+        numbered=numbered,
+        skip_empty=skip_empty,
+    )
 
 
 def batch_size(**batches: Sized | None) -> int:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..pbe_model.editing.batch import BatchEditor
 from ..pbe_model.editing.crop_plan import MODES
-from ..pbe_model.editing.crop_settings import CONTEXT, CropSettings, nearest_multiple
+from ..pbe_model.editing.crop_settings import CONTEXT, nearest_multiple
 from ..pbe_model.editing.mask import with_threshold
 from .category import CATEGORY, SEARCHES
-from .convert import EMPTY_MASKS, batch_size, check_holes, mask_like, rgb, row
+from .convert import EMPTY_MASKS, cut_out, mask_like, rgb
 from .stitch import PBEStitchInfo
 
 
@@ -185,30 +184,17 @@ class PBECrop(io.ComfyNode):
         photos = rgb(image)
         masks = mask_like(mask, photos)
         masks = with_threshold(1 - masks if invert_mask else masks, mask_threshold)
-        context_masks = None if context_mask is None else mask_like(context_mask, photos)
-        blend_masks = None if blend_mask is None else mask_like(blend_mask, photos)
-        count = batch_size(
-            photos=photos, masks=masks, context_masks=context_masks, blend_masks=blend_masks
-        )
-        if empty_mask == EMPTY_MASKS[0]:
-            check_holes(masks)
-        settings = [
-            CropSettings(
-                context=context,
-                blend=None if blend < 0 else blend,
-                height=nearest_multiple(height or resolution, multiple),
-                width=nearest_multiple(width or resolution, multiple),
-                multiple=multiple,
-                context_mask=None if context_masks is None else row(context_masks, i),
-                blend_mask=None if blend_masks is None else row(blend_masks, i),
-            )
-            for i in range(count)
-        ]
-        editor = BatchEditor(
-            [row(photos, i) for i in range(count)],
-            [row(masks, i) for i in range(count)],
-            settings,
-            mode=region,
-            skip_empty=empty_mask != EMPTY_MASKS[0],
+        editor = cut_out(
+            photos,
+            masks,
+            region=region,
+            context=context,
+            blend=blend,
+            context_mask=context_mask,
+            blend_mask=blend_mask,
+            empty_mask=empty_mask,
+            height=nearest_multiple(height or resolution, multiple),
+            width=nearest_multiple(width or resolution, multiple),
+            multiple=multiple,
         )
         return io.NodeOutput(editor.crops, editor.hole_masks, editor)

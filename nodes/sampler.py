@@ -6,15 +6,15 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ..pbe_model.editing.batch import BatchEditor, check_exemplars
+from ..pbe_model.editing.batch import check_exemplars
 from ..pbe_model.editing.crop_plan import MODES
-from ..pbe_model.editing.crop_settings import CONTEXT, CropSettings, nearest_multiple
+from ..pbe_model.editing.crop_settings import CONTEXT, nearest_multiple
 from ..pbe_model.editing.denoise import initial_noise
 from ..pbe_model.editing.edit import check_guidance_interval
 from .adapter import Conditioning, check_parts, encode_masked, pbe_config, sample
 from .adapter.guidance import limit_guidance
 from .category import CATEGORY, SEARCHES
-from .convert import EMPTY_MASKS, batch_size, check_holes, mask_like, rgb, row, rows
+from .convert import EMPTY_MASKS, cut_out, mask_like, rgb, rows
 from .stitch import PBEStitchInfo
 
 EACH_RESULT, EACH_HOLE = "one for each result", "one for each hole"
@@ -294,48 +294,28 @@ class PBEInpaintSampler(io.ComfyNode):
         if (guidance_start, guidance_end) != (0, 1):
             model = limit_guidance(model, guidance_start, guidance_end)
         photos = rgb(image)
-        masks = mask_like(mask, photos)
-        context_masks = None if context_mask is None else mask_like(context_mask, photos)
-        blend_masks = None if blend_mask is None else mask_like(blend_mask, photos)
         tokens = positive[0][0]
         for_holes = exemplars == EACH_HOLE and len(tokens) > 1
-        # Several masks of one photo are then the masks of its holes.
-        one_photo = for_holes and len(photos) == 1 and len(masks) > 1
-        count = batch_size(
-            photos=photos,
-            masks=None if one_photo else masks,
-            exemplars=None if for_holes else tokens,
-            context_masks=context_masks,
-            blend_masks=blend_masks,
-        )
-        skip_empty = empty_mask != EMPTY_MASKS[0]
-        if not skip_empty:
-            check_holes(masks)
         multiple = config.size_multiple
-        settings = [
-            CropSettings(
-                context=context,
-                blend=None if blend < 0 else blend,
-                resolution=nearest_multiple(resolution or config.resolution, multiple),
-                multiple=multiple,
-                context_mask=None if context_masks is None else row(context_masks, i),
-                blend_mask=None if blend_masks is None else row(blend_masks, i),
-            )
-            for i in range(count)
-        ]
-        editor = BatchEditor(
-            [row(photos, i) for i in range(count)],
-            [masks if one_photo else row(masks, i) for i in range(count)],
-            settings,
-            mode=region,
+        editor = cut_out(
+            photos,
+            mask_like(mask, photos),
+            region=region,
+            context=context,
+            blend=blend,
+            context_mask=context_mask,
+            blend_mask=blend_mask,
+            empty_mask=empty_mask,
+            exemplars=None if for_holes else tokens,
             numbered=for_holes,
-            skip_empty=skip_empty,
+            resolution=nearest_multiple(resolution or config.resolution, multiple),
+            multiple=multiple,
         )
         if for_holes:
             check_exemplars(len(tokens), editor)
         whose = editor.holes if for_holes else editor.owners
         chosen = [whose[i] for i in editor.to_paint]
-        if chosen != list(range(count)):
+        if chosen != list(range(len(editor.photos))):
             positive, negative = rows(positive, chosen), rows(negative, chosen)
         latents = None
 

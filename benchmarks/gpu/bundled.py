@@ -118,12 +118,13 @@ def _watch(
         Whether it has begun to train, and ended as it should.
     """
     began = published = time.monotonic()
-    log = run_folder / "log.jsonl"
     try:
-        while process.poll() is None and time.monotonic() < end and len(_log(run_folder)) < lines:
+        while process.poll() is None and time.monotonic() < end:
             time.sleep(0.25)
-            now = time.monotonic()
-            if now - began > _PATIENCE and not (log.is_file() and log.stat().st_size):
+            now, written = time.monotonic(), len(_log(run_folder))
+            if written >= lines:
+                break
+            if now - began > _PATIENCE and not written:
                 return False
             if now - published > _PUBLISH_EVERY:
                 report.attempt("publish", lambda: _publish(run_folder, options.out))

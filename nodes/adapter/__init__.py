@@ -10,8 +10,9 @@ from .conditioning import Conditioning, check_tagged, tagged
 from .denoiser import load_model, pbe_config
 from .encoder import HostEncoder
 from .first_stage import encode_masked, latent_format, load_vae
+from .page import show
 from .sampling import check_parts, sample
-from .saving import denoiser_weights, held_as, not_weights, show
+from .saving import denoiser_weights, held_as, not_weights
 
 __all__ = [
     "Conditioning",

@@ -7,8 +7,6 @@ architectures have, and patches that look for widths or sizes which a small mode
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,10 +17,10 @@ import comfy.utils
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from .conditioning import check_order
+from .page import warn
 
 Place = tuple[str, str | int] | tuple[str, int, int]
 
@@ -70,16 +68,16 @@ def warn_of_absent(options: dict[str, Any], places: set[Place]) -> None:
     for kind, patches in options.get("patches_replace", {}).items():
         for place, patch in patches.items():
             if kind in ("attn1", "attn2") and place in places:
-                present[_owner(patch)] += 1
+                present[owner_of(patch)] += 1
             else:
                 where = " ".join(map(str, place if isinstance(place, tuple) else (place,)))
-                absent.setdefault(_owner(patch), []).append(f"{kind} {where}")
+                absent.setdefault(owner_of(patch), []).append(f"{kind} {where}")
     for kind, patches in options.get("patches", {}).items():
         for patch in patches:
             if kind in PATCHES:
-                present[_owner(patch)] += 1
+                present[owner_of(patch)] += 1
             else:
-                absent.setdefault(_owner(patch), []).append(kind)
+                absent.setdefault(owner_of(patch), []).append(kind)
     for owner, where in absent.items():
         if present[owner] >= len(where):
             continue
@@ -123,7 +121,7 @@ def patches_named(options: dict[str, Any]) -> Iterator[None]:
         patches += [patch for kind in options.get("patches", {}).values() for patch in kind]
         if not patches or comfy.model_management.is_oom(error):
             raise
-        owners = ", ".join(sorted(set(map(_owner, patches))))
+        owners = ", ".join(sorted(set(map(owner_of, patches))))
         raise ValueError(
             f"the model cannot run with the patches of {owners} ({error}); remove the node, or use "
             "it with a checkpoint of Stable Diffusion 1.5's sizes"
@@ -170,7 +168,7 @@ def sample_watched(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         patches[kind] = [p if hasattr(p, "to") else Watched(p) for p in patches[kind]]
         for patch in patches[kind]:
             if isinstance(patch, Watched):
-                watched.setdefault(_owner(patch.patch), []).append(patch)
+                watched.setdefault(owner_of(patch.patch), []).append(patch)
     try:
         output = executor(*args, **kwargs)
     finally:
@@ -185,28 +183,6 @@ def sample_watched(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
     return output
 
 
-def warn(message: str) -> None:
-    """Show a sentence below the node that is running and in the log, once a run."""
-    context = get_executing_context()
-    shown = _shown(context and context.prompt_id, context and context.node_id)
-    if message in shown:
-        return
-    shown.append(message)
-    logging.warning(message)
-    if context:
-        from server import PromptServer  # not there in the host's command-line tools
-
-        page = PromptServer.instance
-        page.send_progress_text("\n".join(shown), context.node_id, page.client_id)
-
-
-@functools.lru_cache(maxsize=16)
-def _shown(prompt_id: str | None, node_id: str | None) -> list[str]:
-    """The sentences below a node in a run."""
-    del prompt_id, node_id
-    return []
-
-
-def _owner(patch: Any) -> str:
+def owner_of(patch: Any) -> str:
     """The name of the node or class that a patch comes from, as its qualified name tells."""
     return getattr(patch, "__qualname__", type(patch).__qualname__).split(".")[0]

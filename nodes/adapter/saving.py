@@ -1,4 +1,4 @@
-"""What a MODEL and a VAE of the host hold, for saving; and where the page says so."""
+"""What a MODEL and a VAE of the host hold, for saving."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...pbe_model.checkpoints.safetensors_io import Deferred
+from .patches import owner_of
 
 _PREFIX = "diffusion_model."
 
@@ -79,17 +80,5 @@ def held_as(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE) -> dict[
 def not_weights(model: comfy.model_patcher.ModelPatcher) -> list[str]:
     """Names of changes to a MODEL that are settings of a run, and so in no file."""
     patches = model.model_options["transformer_options"].get("patches", {})
-    owners = {
-        getattr(patch, "__qualname__", type(patch).__qualname__).split(".")[0]
-        for kind in patches.values()
-        for patch in kind
-    }
+    owners = {owner_of(patch) for kind in patches.values() for patch in kind}
     return sorted(owners | set(model.object_patches))
-
-
-def show(node_id: str | None, text: str) -> None:
-    """Show a text below a node in the page."""
-    from server import PromptServer  # not there in the host's command-line tools
-
-    page = PromptServer.instance
-    page.send_progress_text(text, node_id, page.client_id)

@@ -217,14 +217,16 @@ class BatchEditor:
                 f"{len(shares)} blend masks and {len(painted)} crops do not match; give one for "
                 "all, or one for each"
             )
-        originals, hole_masks = (
-            repeat_rows(rows, len(painted)).to(painted) for rows in (self.crops, self.hole_masks)
-        )
         drifts: list[Drift | None] = [None] * len(painted)
-        if registered:
-            painted, drifts = register(painted, originals, hole_masks)
-        if colour_match:
-            painted = match_colour(painted, originals, hole_masks)
+        if registered or colour_match:
+            originals, hole_masks = (
+                repeat_rows(rows, len(painted)).to(painted)
+                for rows in (self.crops, self.hole_masks)
+            )
+            if registered:
+                painted, drifts = register(painted, originals, hole_masks)
+            if colour_match:
+                painted = match_colour(painted, originals, hole_masks)
         if truncate:
             painted = (painted * 255).floor() / 255
         if shares is not None:

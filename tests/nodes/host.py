@@ -32,6 +32,11 @@ Prompt = dict[str, dict[str, Any]]  # node id -> {"class_type": ..., "inputs": {
 PREVIEW_IMAGE, TEXT = 1, 3  # of the host's `BinaryEventTypes`
 
 
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    """A node of a prompt."""
+    return {"class_type": kind, "inputs": inputs}
+
+
 class HostError(RuntimeError):
     """The host did not start, or refused a prompt. `args[0]` says why."""
 
@@ -279,3 +284,18 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def ran(host: Host, prompt: Prompt) -> Run:
+    """A run that must not fail."""
+    run = host.run(prompt)
+    assert run.error is None, run.error_text
+    return run
+
+
+def failure(host: Host, prompt: Prompt) -> str:
+    """The error of a prompt, whether it is refused or fails in a node."""
+    try:
+        return host.run(prompt).error_text
+    except HostError as refused:
+        return str(refused)

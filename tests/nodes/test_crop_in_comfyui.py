@@ -15,17 +15,13 @@ from pbe_model import TINY, CropSettings, PaintByExample, edit
 from pbe_model.checkpoints.save import save_model
 from pbe_model.image_io import read_image, read_mask
 
-from .host import Host, Prompt, Run
+from .host import Host, Prompt, node, ran
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 CHECKPOINT = "crop.safetensors"
 SCENE = Path(__file__).resolve().parents[2] / "pbe_model/assets/scenes/leaves"
 BOXES = {"left": (40, 60, 120, 130), "right": (380, 200, 450, 280)}
-
-
-def node(kind: str, **inputs) -> dict:
-    return {"class_type": kind, "inputs": inputs}
 
 
 def box_mask(*names: str) -> torch.Tensor:
@@ -46,12 +42,6 @@ def model(host: Host) -> PaintByExample:
         levels = (box_mask(*names) * 255).byte()[..., None].expand(-1, -1, 3)
         Image.fromarray(levels.numpy()).save(host.base / f"input/{'_'.join(names) or 'empty'}.png")
     return PaintByExample.from_checkpoint(path)
-
-
-def ran(host: Host, prompt: Prompt) -> Run:
-    run = host.run(prompt)
-    assert run.error is None, run.error_text
-    return run
 
 
 def masks_of(*files: str) -> Prompt:

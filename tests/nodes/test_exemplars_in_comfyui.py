@@ -21,7 +21,7 @@ from pbe_model.editing.exemplar_image import preprocess
 from pbe_model.editing.mask import augment
 from pbe_model.networks.exemplar_encoder import normalise
 
-from .host import Host, HostError, Prompt, Run
+from .host import Host, Prompt, failure, node, ran
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
@@ -47,10 +47,6 @@ def pictures(host: Host) -> dict[str, torch.Tensor]:
     for name, array in arrays.items():
         Image.fromarray(array).save(host.base / f"input/{name}.png")
     return {name: torch.from_numpy(array) / 255 for name, array in arrays.items()}
-
-
-def node(kind: str, **inputs) -> dict:
-    return {"class_type": kind, "inputs": inputs}
 
 
 def encoding(*names: str, file: str = "test", **encoder) -> Prompt:
@@ -91,23 +87,9 @@ def painting(positive: list, negative: list) -> Prompt:
     }
 
 
-def run(host: Host, prompt: Prompt) -> Run:
-    result = host.run(prompt)
-    assert result.error is None, result.error_text
-    return result
-
-
-def failure(host: Host, prompt: Prompt) -> str:
-    """The error of a prompt, whether it is refused or fails in a node."""
-    try:
-        return host.run(prompt).error_text
-    except HostError as refused:
-        return str(refused)
-
-
 def file_of(host: Host, prompt: Prompt) -> Path:
     """Where Save Exemplar says that it has written to."""
-    (file,) = run(host, prompt).outputs["3"]["exemplars"]
+    (file,) = ran(host, prompt).outputs["3"]["exemplars"]
     assert file["type"] == "output"
     return host.base / "output" / file["subfolder"] / file["filename"]
 
@@ -212,13 +194,13 @@ def test_saved_files_are_numbered_and_offered_by_load(host: Host, model, picture
 
 def test_a_loaded_exemplar_paints_the_same_picture(host: Host, model, pictures):
     file = file_of(host, encoding("first", file="same"))
-    direct = run(host, encoding("first") | painting(["2", 0], ["2", 1]))
+    direct = ran(host, encoding("first") | painting(["2", 0], ["2", 1]))
     loaded = painting(["10", 0], ["10", 1])
     loaded["10"] = node("PBELoadExemplar", exemplar=file.name)
-    again = run(host, loaded)
+    again = ran(host, loaded)
     (expected,), (picture,) = host.images(direct, "22"), host.images(again, "22")
     assert np.array_equal(picture, expected)
-    other = run(host, encoding("second") | painting(["2", 0], ["2", 1]))
+    other = ran(host, encoding("second") | painting(["2", 0], ["2", 1]))
     assert not np.array_equal(host.images(other, "22")[0], expected)
 
 
@@ -226,12 +208,12 @@ def test_a_replaced_file_is_read_again_and_an_unchanged_one_is_not(host: Host, m
     file = file_of(host, encoding("first", file="replaced"))
     prompt = painting(["10", 0], ["10", 1])
     prompt["10"] = node("PBELoadExemplar", exemplar=file.name)
-    first = run(host, prompt)
-    assert "10" not in run(host, prompt).executed
+    first = ran(host, prompt)
+    assert "10" not in ran(host, prompt).executed
     vector = model.encoder.unconditional(1)
     save_exemplar(file, EncodedExemplar(token(model, pictures["second"]), vector))
     os.utime(file, (1, 1))  # older, but another one
-    second = run(host, prompt)
+    second = ran(host, prompt)
     assert "10" in second.executed
     assert not np.array_equal(host.images(first, "22")[0], host.images(second, "22")[0])
 
@@ -243,7 +225,7 @@ def test_names_that_lead_elsewhere_are_refused(host: Host, model, pictures, name
     def files() -> set[Path]:
         return {path for path in host.base.rglob("*.safetensors*")}
 
-    run(host, encoding("first"))
+    ran(host, encoding("first"))
     before = files()
     assert "is not a name for a file; give one such as cat or pets/cat" in failure(
         host, encoding("first", file=name)
@@ -287,12 +269,12 @@ def test_many_tokens_are_saved_and_paint(host: Host, pictures):
     save_model(path, PaintByExample(replace(TINY, tokens="all")).eval())
     prompt = encoding("first", file="every") | painting(["2", 0], ["2", 1])
     prompt["1"]["inputs"]["checkpoint"] = "paint_by_example/every-token.safetensors"
-    direct = run(host, prompt)
+    direct = ran(host, prompt)
     file = direct.outputs["3"]["exemplars"][0]["filename"]
     assert load_exemplar(host.base / "output/exemplars" / file).positive.shape[1] > 1
     prompt["21"]["inputs"] |= {"positive": ["10", 0], "negative": ["10", 1]}
     prompt["10"] = node("PBELoadExemplar", exemplar=file)
-    again = run(host, prompt)
+    again = ran(host, prompt)
     assert np.array_equal(host.images(direct, "22")[0], host.images(again, "22")[0])
 
 
@@ -324,7 +306,7 @@ def test_masks_are_the_package_s(host: Host, settings: dict):
         "3": node("MaskToImage", mask=["2", 0]),
         "4": node("PreviewImage", images=["3", 0]),
     }
-    results = host.images(run(host, prompt), "4")
+    results = host.images(ran(host, prompt), "4")
     hole_mask = torch.from_numpy(mask[..., 0]) / 255
     expected = augment(hole_mask, **settings)
     assert len(results) == len(expected) == settings.get("variations", 1)

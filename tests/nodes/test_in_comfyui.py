@@ -22,7 +22,7 @@ from pbe_model.config import ScheduleConfig, VAEConfig
 from pbe_model.image_io import read_image, read_mask
 
 from .graph import to_prompt
-from .host import Host, HostError, Prompt, Run
+from .host import Host, HostError, Prompt, Run, failure
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
@@ -113,14 +113,6 @@ def inputs_of(info: dict) -> dict[str, dict]:
     """Options of a node's inputs by name, without the hidden ones that the host itself fills in."""
     groups = (info["input"].get(kind, {}) for kind in ("required", "optional"))
     return {name: spec[1] for group in groups for name, spec in group.items()}
-
-
-def failure(host: Host, prompt: Prompt) -> str:
-    """The error of a prompt, whether it is refused or fails in a node."""
-    try:
-        return host.run(prompt).error_text
-    except HostError as refused:
-        return str(refused)
 
 
 def test_every_node_is_registered_and_explains_itself(host: Host):

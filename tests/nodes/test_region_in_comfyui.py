@@ -15,7 +15,7 @@ from pbe_model import TINY, CropSettings, PaintByExample, edit
 from pbe_model.checkpoints.save import save_model
 from pbe_model.image_io import read_image
 
-from .host import Host, Prompt, Run
+from .host import Host, Prompt, node, ran
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
@@ -50,10 +50,6 @@ def model(host: Host) -> PaintByExample:
         levels = (mask_of(name) * 255).byte()[..., None].expand(-1, -1, 3)
         Image.fromarray(levels.numpy()).save(host.base / f"input/{name}.png")
     return PaintByExample.from_checkpoint(path)
-
-
-def node(kind: str, **inputs) -> dict:
-    return {"class_type": kind, "inputs": inputs}
 
 
 def graph(mask: str, **sampler) -> Prompt:
@@ -96,12 +92,6 @@ def batch_of(prompt: Prompt, *names: str) -> list:
         batch = f"to {picture}"
     prompt["masks"] = node("ImageToMask", image=[batch, 0], channel="red")
     return ["masks", 0]
-
-
-def ran(host: Host, prompt: Prompt) -> Run:
-    run = host.run(prompt)
-    assert run.error is None, run.error_text
-    return run
 
 
 def expected(model: PaintByExample, mask: str, **settings):

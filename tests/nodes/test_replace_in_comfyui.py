@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from .graph import to_prompt
-from .host import Host, HostError, Prompt
+from .host import Host, HostError, Prompt, ran
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
@@ -81,9 +81,7 @@ def in_full(seed: int, steps: int, similarity: float) -> Prompt:
 
 
 def picture(host: Host, prompt: Prompt) -> np.ndarray:
-    run = host.run(prompt)
-    assert run.error is None, run.error_text
-    (image,) = host.images(run, "3")
+    (image,) = host.images(ran(host, prompt), "3")
     return image
 
 

@@ -15,16 +15,12 @@ from pbe_model.checkpoints.load import inspect, state_dict
 from pbe_model.checkpoints.save import save_model
 from pbe_model.cli.main import main
 
-from .host import Host, HostError, Prompt, Run
+from .host import Host, Prompt, failure, node, ran
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 FOLDER = "models/paint_by_example"
 CONFIG = replace(TINY, vae=replace(TINY.vae, scale_factor=0.7), resolution=128)
-
-
-def node(kind: str, **inputs) -> dict:
-    return {"class_type": kind, "inputs": inputs}
 
 
 def loader(name: str, weight_dtype: str = "default") -> dict:
@@ -56,23 +52,9 @@ def painting(file: str, model: str = "1", weight_dtype: str = "default") -> Prom
     }
 
 
-def run(host: Host, prompt: Prompt) -> Run:
-    result = host.run(prompt)
-    assert result.error is None, result.error_text
-    return result
-
-
-def failure(host: Host, prompt: Prompt) -> str:
-    """The error of a prompt, whether it is refused or fails in a node."""
-    try:
-        return host.run(prompt).error_text
-    except HostError as refused:
-        return str(refused)
-
-
 def picture(host: Host, prompt: Prompt) -> np.ndarray:
     """What the model painted, signed so that it can be subtracted."""
-    return host.images(run(host, prompt), "6")[0].astype(int)
+    return host.images(ran(host, prompt), "6")[0].astype(int)
 
 
 def with_lora(prompt: Prompt) -> Prompt:
@@ -113,7 +95,7 @@ def folder(host: Host) -> Path:
 
 
 def test_loaded_and_saved_is_bit_equal_and_read_by_all(host: Host, folder: Path, capsys):
-    result = run(host, saving("mine/same"))
+    result = ran(host, saving("mine/same"))
     saved, original = folder / "mine/same.safetensors", folder / "saved-a.safetensors"
     ours, theirs = load_file(saved), load_file(original)
     assert ours.keys() == theirs.keys()
@@ -140,7 +122,7 @@ def test_loaded_and_saved_is_bit_equal_and_read_by_all(host: Host, folder: Path,
 )
 def test_what_is_patched_is_in_the_file(host: Host, folder: Path, change, name: str):
     """Also where the patched model has just painted, so that its weights are patched in place."""
-    run(host, change(saving(name, "7")))
+    ran(host, change(saving(name, "7")))
     patched = picture(host, change(painting("saved-a", "7")))
     assert np.abs(patched - picture(host, painting("saved-a"))).max() > 8
     assert np.abs(patched - picture(host, painting(name))).max() <= 1
@@ -148,16 +130,16 @@ def test_what_is_patched_is_in_the_file(host: Host, folder: Path, change, name: 
     once_more = change(painting("saved-a", "7"))
     once_more["4"]["inputs"]["seed"] = 4
     picture(host, once_more)
-    run(host, change(saving(f"{name}-again", "7")))
+    ran(host, change(saving(f"{name}-again", "7")))
     first, second = (load_file(folder / f"{n}.safetensors") for n in (name, f"{name}-again"))
     assert all(torch.equal(first[key], tensor) for key, tensor in second.items())
-    run(host, saving(f"{name}-plain"))  # and without its patches the model is as it was
+    ran(host, saving(f"{name}-plain"))  # and without its patches the model is as it was
     plain, original = (load_file(folder / f"{n}.safetensors") for n in (f"{name}-plain", "saved-a"))
     assert all(torch.equal(original[key], tensor) for key, tensor in plain.items())
 
 
 def test_a_merge_is_the_sum_that_it_says(host: Host, folder: Path):
-    run(host, merging(saving("sum", "7")))
+    ran(host, merging(saving("sum", "7")))
     a, b, found = (load_file(folder / f"{n}.safetensors") for n in ("saved-a", "saved-b", "sum"))
     unet = [name for name in found if name.startswith("model.diffusion_model.")]
     for name in unet:
@@ -168,7 +150,7 @@ def test_a_merge_is_the_sum_that_it_says(host: Host, folder: Path):
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_half_the_size(host: Host, folder: Path, dtype: str):
-    run(host, saving(dtype, dtype=dtype))
+    ran(host, saving(dtype, dtype=dtype))
     loaded = PaintByExample.from_checkpoint(folder / f"{dtype}.safetensors", dtype=None)
     kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
     original = state_dict(PaintByExample.from_checkpoint(folder / "saved-a.safetensors"))
@@ -179,7 +161,7 @@ def test_half_the_size(host: Host, folder: Path, dtype: str):
 def test_fp8_weights_are_saved_as_what_they_are_computed_in(host: Host, folder: Path):
     prompt = saving("from-fp8", dtype="fp16")
     prompt["1"] = loader("saved-a", "fp8_e4m3fn")
-    result = run(host, prompt)
+    result = ran(host, prompt)
     original = state_dict(PaintByExample.from_checkpoint(folder / "saved-a.safetensors"))
     found = load_file(folder / "from-fp8.safetensors")
     coarse = 0
@@ -197,7 +179,7 @@ def test_fp8_weights_are_saved_as_what_they_are_computed_in(host: Host, folder: 
 def test_what_is_no_weight_is_named(host: Host, folder: Path):
     prompt = saving("free", "7")
     prompt["7"] = node("FreeU_V2", model=["1", 0], b1=1.3, b2=1.4, s1=0.9, s2=0.2)
-    (text,) = run(host, prompt).outputs["9"]["text"]
+    (text,) = ran(host, prompt).outputs["9"]["text"]
     assert "Not in the file, as they are no weights: FreeU" in text
     lora = {"model": ["1", 0], "lora_name": "saving.safetensors", "strength_model": 1.0}
     prompt = saving("bypass", "7") | {"7": node("LoraLoaderBypassModelOnly", **lora)}
@@ -249,7 +231,7 @@ def test_a_long_name_for_an_exemplar_is_refused_too(host: Host, folder: Path):
         assert "has 300 characters" in failure(host, prompt)
         assert files(host) == before
     prompt["9"] = node("PBESaveExemplar", **conditionings, name="told")
-    result = run(host, prompt)
+    result = ran(host, prompt)
     (text,) = result.outputs["9"]["text"]
     assert str(host.base / "output/exemplars/told_00001.safetensors") in text
     assert "choose told_00001.safetensors in Load Exemplar" in text
@@ -280,7 +262,7 @@ def test_parts_of_other_models_are_refused(host: Host, folder: Path):
 def test_what_comfyui_s_own_nodes_write_is_told_apart(host: Host, folder: Path):
     """They leave out the exemplar encoder; the sentence says which node to use."""
     prompt = {"1": loader("saved-a"), "9": node("ModelSave", model=["1", 0], filename_prefix="m")}
-    run(host, prompt)
+    ran(host, prompt)
     (written,) = (host.base / "output").glob("m_*.safetensors")
     with safe_open(written, "pt") as file:
         names = list(file.keys())

@@ -30,7 +30,7 @@ from training.config import RunConfig
 from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
 from training.demo.recipes import endless
 from training.demo.textures import Textures
-from training.stages.latents import AT_ONCE, LatentBank, LatentEncoder, LatentPool
+from training.stages.latents import AT_ONCE, LatentBank, LatentEncoder, LatentPool, latent_shape
 from training.stages.lora import add_lora
 from training.stages.loss import DiffusionLoss
 
@@ -90,10 +90,12 @@ class Diffusion:
             if variants is not None:
                 self._bank = LatentBank(config.out / "latents", photos, self._encoder)
             samples = photos
-        side = sizes.resolution // sizes.vae.downscale
-        shape = (sizes.vae.z_channels, side, side)
         self.dataset = Noised(
-            samples, shape, self.num_timesteps, config, posterior=self._bank is None
+            samples,
+            latent_shape(sizes),
+            self.num_timesteps,
+            config,
+            posterior=self._bank is None,
         )
         self.module = diffusion_loss(self.model, self.model.schedule, config).to(device)
         if config.compile:
@@ -253,15 +255,14 @@ def empty_batch(
     config: RunConfig, sizes: PBEConfig, vae: AutoencoderKL, batch: int
 ) -> dict[str, Tensor]:
     """What `Diffusion.batch` gives, with nothing in it: encoded, or as from a bank of latents."""
-    side = sizes.resolution // sizes.vae.downscale
-    latent = (batch, sizes.vae.z_channels, side, side)
+    latent = (batch, *latent_shape(sizes))
     if config.data.geometry_variants is None:
         with torch.no_grad():
             vae.encode(torch.empty(AT_ONCE, 3, sizes.resolution, sizes.resolution))
     return {
         "latent": torch.empty(latent),
         "masked_latent": torch.empty(latent),
-        "keep_mask": torch.empty(batch, 1, side, side),
+        "keep_mask": torch.empty(batch, 1, *latent[2:]),
         "exemplar": torch.empty(batch, 3, *[sizes.exemplar.image_size] * 2),
         "noise": torch.empty(latent),
         "timestep": torch.empty(batch, dtype=torch.int64),

@@ -22,6 +22,7 @@ from training.config import RunConfig
 from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
 from training.demo.recipes import endless
 from training.demo.textures import Textures
+from training.stages.latents import latent_shape
 from training.stages.loss import FirstStageLoss
 
 
@@ -131,12 +132,6 @@ class Noised(Dataset[dict[str, Any]]):
         rng = keyed_rng(self.seed, sample_index, Stream.NOISE)
         noise = rng.standard_normal(self.shape, np.float32)
         return {**self.samples[sample_index], "noise": noise}
-
-
-def latent_shape(sizes: PBEConfig) -> tuple[int, int, int]:
-    """`(z, h, w)` of a picture's latent at the model's resolution."""
-    side = sizes.resolution // sizes.vae.downscale
-    return sizes.vae.z_channels, side, side
 
 
 def first_stage_loss(config: RunConfig, sizes: PBEConfig) -> FirstStageLoss:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pbe_model.config import PBEConfig
 from pbe_model.networks.masked_inputs import latent_keep_mask, masked_image
 from pbe_model.networks.vae import AutoencoderKL
 from training.data.dataset import BoxDataset
@@ -26,6 +27,12 @@ from training.demo.textures import Textures
 AT_ONCE = 4
 """Pictures that the first stage encodes at once. At 512 pixels one takes as much memory as a sample
 of the training step, and more at once take hardly less time each."""
+
+
+def latent_shape(sizes: PBEConfig) -> tuple[int, int, int]:
+    """`(z, h, w)` of a picture's latent at the model's resolution."""
+    side = sizes.resolution // sizes.vae.downscale
+    return sizes.vae.z_channels, side, side
 
 
 class LatentEncoder:
