@@ -314,7 +314,7 @@ def logged() -> Iterator[list[str]]:
     """Our warnings in the host's log."""
     lines = []
     handler = logging.Handler(logging.WARNING)
-    handler.addFilter(lambda record: record.filename == "patches.py")
+    handler.addFilter(lambda record: record.filename == "page.py")
     handler.emit = lambda record: lines.append(record.getMessage())
     logging.getLogger().addHandler(handler)
     try:
