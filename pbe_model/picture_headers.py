@@ -131,9 +131,12 @@ def describe_stranger(file: BinaryIO) -> str:
     """What a file is that is no picture, to be read after "it is"."""
     file.seek(0)
     kind = what_it_really_is(file.read(HEAD))
-    if kind is None or kind.endswith(" picture"):
-        return "not a picture of a known format"
-    return kind if kind == "an empty file" else f"not a picture of a known format but {kind}"
+    unknown = "not a picture of a known format"
+    if kind is None or kind == "an empty file":
+        return kind or unknown
+    if kind.endswith(" picture"):
+        return f"{unknown}: {kind} that is damaged, or of a rare kind such as colours in floats"
+    return f"{unknown} but {kind}"
 
 
 def orientation(picture: Image.Image) -> int:

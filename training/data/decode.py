@@ -42,6 +42,7 @@ _SEGMENT = struct.Struct(">BBH").unpack_from
 _SEQUENTIAL = frozenset((0xC0, 0xC1))  # kinds of frames
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 _MOST_SEGMENTS = 2**16
+_FAST_COLOURS = ("YCbCr", "Gray", "RGB")
 _SIDE_MARKS = (b"Exif\0\0", b"ICC_PROFILE\0")
 _ON_ITS_SIDE = 5  # EXIF orientations from here on exchange width and height
 
@@ -65,13 +66,10 @@ def decode_photo(data: bytes) -> np.ndarray:
         if data.rfind(JPEG_END, len(data) // 2) < 0:
             raise OSError("truncated JPEG")
         header_length, is_only_scan = _first_scan(data)
-        _check_jpeg(data, is_only_scan)
+        colours = _check_jpeg(data, is_only_scan)
         turn, profile, mode = _side_information(data, header_length)
-        try:
-            photo = simplejpeg.decode_jpeg(data, "RGB", strict=False)
-        except ValueError:
-            pass  # CMYK, for instance
-        else:
+        photo = _decode_jpeg(data) if colours in _FAST_COLOURS else None
+        if photo is not None:
             if turn == 1 and is_srgb(profile, mode):
                 return photo
             picture = Image.fromarray(photo[..., 0] if mode == "L" else photo)
@@ -80,17 +78,29 @@ def decode_photo(data: bytes) -> np.ndarray:
         return decode_picture(file).over_white()
 
 
-def _check_jpeg(jpeg: bytes, is_only_scan: bool) -> None:
-    """Refuse more pixels than may be decoded, and to go through them over and over again."""
+def _decode_jpeg(jpeg: bytes) -> np.ndarray | None:
     try:
-        height, width = map(int, simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2])
+        return simplejpeg.decode_jpeg(jpeg, "RGB", strict=False)
+    except ValueError:  # Pillow reads some files that simplejpeg does not
+        return None
+
+
+def _check_jpeg(jpeg: bytes, is_only_scan: bool) -> str | None:
+    """Refuse more pixels than may be decoded, and to go through them over and over again.
+
+    Returns:
+        simplejpeg's name of the colours in the file, None where it does not know.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
     except ValueError:
         with photo_header(io.BytesIO(jpeg)) as header:
-            width, height = header.size
+            width, height, colours = header.width, header.height, None
     if width * height > pixel_limit(len(jpeg)):
         raise OSError("too many pixels")
     if not is_only_scan:
         check_jpeg_scans(jpeg, width * height)
+    return colours
 
 
 def _side_information(jpeg: bytes, header_length: int) -> tuple[int, bytes | None, str]:
