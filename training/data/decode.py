@@ -76,8 +76,8 @@ def decode_photo(data: bytes) -> np.ndarray:
             raise OSError("truncated JPEG")
         header_length, is_only_scan = _first_scan(data)
         mode = _FAST_MODES.get(_check_jpeg(data, is_only_scan))
-        photo = None if mode is None else _decode_jpeg(data)
-        if photo is not None:
+        photo = _decode_jpeg(data) if mode else None
+        if photo is not None and mode is not None:
             turn, profile = _side_information(data, header_length)
             if not is_srgb(profile, mode):
                 grey_or_colour = Image.fromarray(photo[..., 0] if mode == "L" else photo)
