@@ -15,6 +15,7 @@ from .adapter import Conditioning, check_parts, encode_masked, pbe_config, sampl
 from .adapter.guidance import limit_guidance
 from .category import CATEGORY, SEARCHES
 from .convert import EMPTY_MASKS, cut_out, mask_like, masks_in_crops, rgb, rows
+from .preview import outlined
 from .stitch import PBEStitchInfo
 
 EACH_RESULT, EACH_HOLE = "one for each result", "one for each hole"
@@ -41,6 +42,7 @@ class PBEInpaintSampler(io.ComfyNode):
                 "object insertion",
                 "ksampler",
             ],
+            has_intermediate_output=True,  # it shows the result also when that comes from the cache
             inputs=[
                 io.Model.Input("model", tooltip="From Load Paint by Example; LoRAs may follow it."),
                 io.Conditioning.Input("positive", tooltip="The exemplar, from Exemplar Encoder."),
@@ -304,9 +306,10 @@ class PBEInpaintSampler(io.ComfyNode):
             )
         for_holes = for_holes and len(tokens) > 1
         multiple = config.size_multiple
+        masks = mask_like(mask, photos)
         editor = cut_out(
             photos,
-            mask_like(mask, photos),
+            masks,
             region=region,
             context=context,
             blend=blend,
@@ -374,4 +377,5 @@ class PBEInpaintSampler(io.ComfyNode):
             torch.cat([result.crops for result in results]),
             torch.stack([result.blend_mask for result in results]),
             editor,
+            ui=outlined(results, masks),
         )

@@ -32,9 +32,10 @@ import comfy.model_sampling  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
-import nodes as host_nodes  # noqa: E402
 import torch  # noqa: E402
 from comfy_api.torch_helpers import set_torch_compile_wrapper  # noqa: E402
+
+import nodes as host_nodes  # noqa: E402
 
 spec = importlib.util.spec_from_file_location(
     "/custom_nodes/under-test", os.path.join(PACK, "__init__.py"), submodule_search_locations=[PACK]

@@ -37,7 +37,8 @@ def files(host: Host) -> None:
     rng = np.random.default_rng(0)
     pictures = {"photo": rng.integers(0, 256, (150, 220, 3), np.uint8)}
     pictures |= {
-        name: np.full((40, 40, 3), grey, np.uint8) for name, grey in zip(EXEMPLARS, (0, 255), strict=True)
+        name: np.full((40, 40, 3), grey, np.uint8)
+        for name, grey in zip(EXEMPLARS, (0, 255), strict=True)
     }
     for name, box in (("hole", np.s_[60:100, 80:140]), ("half", np.s_[:, :105])):
         pictures[name] = np.zeros((150, 220, 3), np.uint8)
