@@ -26,9 +26,8 @@ from ..model import PaintByExample
 from ..untrusted import parse_json, shown
 from .diffusers_layout import module_table, renamed
 from .infer_config import METADATA_KEY
-from .load import check_types
 from .official_names import MAPPER, UNET
-from .safetensors_io import WEIGHT_TYPES, cast, read_safetensors, write_safetensors
+from .safetensors_io import WEIGHT_TYPES, cast, check_types, read_safetensors, write_safetensors
 
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 """Suffixes of a layer's tensors in a file."""
