@@ -19,6 +19,7 @@ from torch import Tensor
 from ..untrusted import read_json, shown
 from .diffusers_layout import FOLDERS, SCHEDULER
 from .eight_bits import widen
+from .links import followed
 from .official_names import is_derived
 from .safetensors_io import MAX_HEADER, MappedPages, types_of, write_safetensors
 from .weights_file import read_weights
@@ -72,7 +73,7 @@ def read_folder(path: Path) -> Folder:
                 f"the folder {path} has no {part}/config.json; give a Paint by Example folder in "
                 "diffusers' layout, or a .safetensors or .ckpt file"
             )
-        configs[part] = read_config(_inside(file, path))
+        configs[part] = read_config(followed(file, path))
         loaded, entries = read_part(path / part, path, PARTS_OF_FOLDER[part])
         widened = widen(loaded, path)
         bare = unwrap(widened.tensors, PARTS_OF_FOLDER[part], path / part)
@@ -84,7 +85,7 @@ def read_folder(path: Path) -> Folder:
         dropped += [f"{part}.{name}" for name in (*widened.dropped, *bare.dropped)]
         notes += [f"{part}: {note}" for note in (*entries, *widened.notes, *bare.notes)]
     if (scheduler := path / SCHEDULER).is_file():
-        configs[SCHEDULER] = read_config(_inside(scheduler, path))
+        configs[SCHEDULER] = read_config(followed(scheduler, path))
     return Folder(
         configs=configs,
         tensors=tensors,
@@ -167,7 +168,7 @@ def read_part(folder: Path, root: Path, layout: Layout) -> tuple[dict[str, Tenso
             if single.exists():
                 return _read_shards([single], root, layout)
             if index.is_file():
-                found = read_config(_inside(index, root)).get("weight_map")
+                found = read_config(followed(index, root)).get("weight_map")
                 if not isinstance(found, dict):
                     raise ValueError(f"{index} has no weight_map; download the folder again")
                 # File names without folders: an index must not lead out of its own.
@@ -189,19 +190,8 @@ def _read_shards(
     for path in paths:
         if not os.path.isfile(path):
             raise ValueError(f"{shown(path)} is missing; download the folder again")
-        held, _, kind = read_weights(_inside(path, root))
+        held, _, kind = read_weights(followed(path, root))
         nested = find_weights(held, layout, path) if kind == "torch" else Nested(held, [])
         tensors |= nested.tensors
         notes += nested.notes
     return tensors, notes
-
-
-def _inside(path: Path, root: Path) -> Path:
-    """The path, unless it is a link out of the folder; the hub's cache links to its own blobs."""
-    real, home = path.resolve(), root.resolve()
-    if not real.is_relative_to(home) and real.parent != home.parent.parent / "blobs":
-        raise ValueError(
-            f"{path} is a link that leads out of the folder, to {shown(real)}; put the file itself "
-            "there"
-        )
-    return path

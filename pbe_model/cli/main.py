@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -145,7 +146,9 @@ def _model(args: argparse.Namespace) -> PaintByExample:
         attention=args.attention,
     )
     for path, strength in adapters:
-        apply_lora(model, path, strength)
+        applied = apply_lora(model, path, strength)
+        if not applied.complete:
+            print(f"note: {applied}", file=sys.stderr)
     return model
 
 
