@@ -368,7 +368,7 @@ def test_annotations_of_a_resized_or_turned_photo() -> None:
     box = MarkedBox(100, 50, 300, 150)
     kept, _ = BoxFilter().apply(Annotated("p", [box], frame=(400, 201)), SIZE, Counter())
     assert kept.tolist() == [[50, 25, 150, 75]]
-    with pytest.raises(Unusable, match="another shape .100 x 200, but upright it is 200 x 100"):
+    with pytest.raises(Unusable, match=r"another shape .100 x 200, but upright it is 200 x 100"):
         BoxFilter().apply(Annotated("p", [box], frame=(100, 200)), SIZE, Counter())
 
 

@@ -297,7 +297,7 @@ def test_large_photos_are_shrunk_into_shards(collection: Path, tmp_path: Path) -
         (["--images", "{tmp}/none"], "no folder of photos"),
         (
             ["--annotations", "{tmp}/bad.jsonl"],
-            "found no lines .*; the first is bad.jsonl, line 2: not {",
+            "found no lines .*the first is bad.jsonl, line 2",
         ),
         (["--annotations", "{tmp}/blank.jsonl"], "found no lines such as"),
         (["--out", "{tmp}/bad.jsonl/out"], "cannot make the folder"),
