@@ -55,8 +55,8 @@ class CropSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.context <= _MOST:
             raise ValueError(
-                f"context is {shown(self.context)}; the crop must hold the hole, so give 1 or more, "
-                f"up to {_MOST}"
+                f"context is {shown(self.context)}; the crop must hold the hole, so give 1 or "
+                f"more, up to {_MOST}"
             )
         if self.blend is not None and not 0 <= self.blend <= _MOST:
             raise ValueError(
