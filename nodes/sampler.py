@@ -60,7 +60,7 @@ class PBEInpaintSampler(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=2**63 - 1,
+                    max=2**64 - 1,
                     control_after_generate=True,
                     tooltip=(
                         "Seed of the noise. Result i of a batch uses seed + i, for all its holes."

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .checks import check_mask
+
 Fit = Literal["squash", "crop", "pad"]
 
 _NEUTRAL = 127  # 8-bit grey for padding and a masked-out background
@@ -63,6 +65,7 @@ def preprocess(
 
 
 def _cut_out(array: np.ndarray, exemplar_mask: Tensor) -> np.ndarray:
+    check_mask("exemplar_mask", exemplar_mask.float())
     mask = exemplar_mask.float().clamp(0, 1).cpu().numpy()
     if mask.shape != array.shape[:2]:
         raise ValueError(

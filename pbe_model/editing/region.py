@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .mask import resize_mask
+from .mask import in_full, resize_mask
 from .mask_shapes import Box
 
 INVISIBLE = 1 / 512
@@ -205,12 +205,14 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Pillow's bicubic resize: antialiased where it shrinks. Overshoots; clamp the result.
 
     Args:
-        image: (B, C, H, W).
+        image: (B, C, H, W), of floats.
         size: (h, w).
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    return F.interpolate(image, size=size, mode="bicubic", antialias=True)
+    # torch does not resize half precision on every device.
+    resized = F.interpolate(in_full(image), size=size, mode="bicubic", antialias=True)
+    return resized.to(image.dtype)
 
 
 def _gaussian(like: Tensor, length: int) -> Tensor:
