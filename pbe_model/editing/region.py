@@ -87,6 +87,11 @@ def crop(image: Tensor, hole_mask: Tensor, region: Region) -> tuple[Tensor, Tens
     return image.movedim(1, -1), hole_mask[:, 0]
 
 
+def crop_mask(mask: Tensor, region: Region) -> Tensor:
+    """Cuts a soft mask of any other meaning than the hole out, (B, H, W) to (B, h, w)."""
+    return resize(_cut(mask[:, None], region), region.size).clamp(0, 1)[:, 0]
+
+
 def stitch(photo: Tensor, crop_result: Tensor, region: Region) -> Tensor:
     """Resizes an edited crop back and blends it into the photo.
 
