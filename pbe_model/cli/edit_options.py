@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..config import EditDefaults
 from ..editing.batch import EditResult
+from ..editing.checks import check_whole
 from ..editing.crop_plan import MODES
 from ..editing.crop_settings import DEFAULT_CROP, CropSettings
-from ..editing.edit import POSTERIORS, PRESETS, check_num_images, edit
+from ..editing.edit import MAX_IMAGES, POSTERIORS, PRESETS, edit
 from ..editing.exemplar_image import Fit
 from ..editing.mask_reading import is_mostly_hole
 from ..editing.opacity import over_white, with_opacity
@@ -280,7 +281,7 @@ def numbered(out: Path, count: int) -> list[Path]:
         ValueError: Unknown suffix, or more images than `edit` paints.
     """
     image_format(out)
-    check_num_images(count)
+    check_whole("num_images", count, 1, MAX_IMAGES)
     if count == 1:
         return [out]
     return [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(1, count + 1)]

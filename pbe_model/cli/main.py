@@ -151,7 +151,9 @@ def _model(args: argparse.Namespace) -> PaintByExample:
         attention=args.attention,
     )
     for path, strength in adapters:
-        apply_lora(model, path, strength)
+        applied = apply_lora(model, path, strength)
+        if not applied.complete:
+            print(f"note: {applied}", file=sys.stderr)
     return model
 
 
@@ -234,6 +236,7 @@ def _inspect(args: argparse.Namespace) -> int:
         "model": {name: value for name, value in config.items() if not isinstance(value, dict)},
         **{name: value for name, value in config.items() if isinstance(value, dict)},
         "renamed": f"{len(report.renamed):,}",
+        "notes": "; ".join(report.notes) or "none",
         "missing": _names(report.missing),
         "unexpected": _names(report.unexpected),
         "dropped": _names(report.dropped),
@@ -249,7 +252,7 @@ def _convert(args: argparse.Namespace) -> int:
     check_parent(args.out)
     if args.out.is_dir() and args.to != "diffusers":
         raise ValueError(f"cannot write {args.out}: it is a folder; give the name of a file")
-    if args.out.suffix != ".safetensors" and args.to == "safetensors":
+    if args.out.suffix.lower() != ".safetensors" and args.to == "safetensors":
         raise ValueError(
             f"{args.out} would not be recognised as safetensors; end it in .safetensors"
         )
@@ -263,6 +266,8 @@ def _convert(args: argparse.Namespace) -> int:
     print(f"{args.out}: {len(report.kept):,} tensors kept, {len(report.renamed):,} names changed")
     for label in ("dropped", "missing"):
         print(f"{label:<12}{shown(_names(getattr(report, label)), _LINE)}")
+    for note in report.notes:
+        print(f"{'note':<12}{shown(note, _LINE)}")
     return 0
 
 
