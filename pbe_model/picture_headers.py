@@ -133,8 +133,10 @@ def describe_stranger(file: BinaryIO) -> str:
     file.seek(0)
     kind = what_it_really_is(file.read(HEAD))
     unknown = "not a picture of a known format"
-    if kind is None or kind == "an empty file":
-        return kind or unknown
+    if kind == "an empty file":
+        return kind
+    if kind is None or kind == "a text file":  # which says no more
+        return unknown
     if kind.endswith(" picture"):
         return f"{unknown}: {kind} that is damaged, or of a rare kind such as colours in floats"
     return f"{unknown} but {kind}"
