@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from ..atomic import check_writable, replacing_all
 from ..config import EditDefaults
 from ..editing.batch import EditResult
 from ..editing.crop_plan import MODES
 from ..editing.crop_settings import DEFAULT_CROP, CropSettings
-from ..editing.edit import POSTERIORS, PRESETS, check_num_images, edit
+from ..editing.edit import POSTERIORS, PRESETS, check_options, edit
 from ..editing.exemplar_image import Fit
 from ..image_io import image_format, read_exemplar, read_image, read_mask, write_image
 from ..model import PaintByExample
@@ -45,6 +47,12 @@ DEFAULTS: dict[str, Any] = {
 }
 """The other options, and their defaults in Python."""
 
+SWITCHES = {name for name, value in DEFAULTS.items() if isinstance(value, bool)}
+"""Options that are on or off."""
+
+WHOLE = {"steps", "seed", "num_images", "resolution"}
+NUMBERS = {"similarity", "strength", "context", "blend"}
+
 _OWN = "the model's own; of the published weights"
 
 
@@ -71,7 +79,10 @@ def add_painting(command: argparse.ArgumentParser) -> None:
         "--similarity", type=float, metavar="S",
         help=f"how closely to follow the exemplar; 0 ignores it [{_OWN} {own.similarity:g}]",
     )  # fmt: skip
-    add("--seed", type=int, metavar="K", help=f"seed of the noise [{usual['seed']}]")
+    add(
+        "--seed", type=int, metavar="K",
+        help=f"seed of the noise, 0 to 2**64 - 1 [{usual['seed']}]",
+    )  # fmt: skip
     add(
         "--sampler", choices=SAMPLERS,
         help=f"how the noise is removed [{_OWN} {own.sampler}]",
@@ -145,6 +156,24 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(args, name) for name in DEFAULTS}
     given = {name: value for name, value in given.items() if value is not None}
     return PRESETS.get(args.preset, {}) | given
+
+
+def check_numbers(options: dict[str, Any]) -> None:
+    """Check the numbers of `given_options` before a model is there, whose own limits come on top.
+
+    Raises:
+        ValueError: One of them is out of range.
+    """
+    chosen = argparse.Namespace(**(DEFAULTS | options))
+    check_options(
+        steps=chosen.steps,
+        similarity=chosen.similarity,
+        seed=chosen.seed,
+        num_images=chosen.num_images,
+        strength=chosen.strength,
+        guidance_interval=chosen.guidance_interval,
+    )
+    CropSettings(context=chosen.context, blend=chosen.blend, resolution=chosen.resolution)
 
 
 def _flag(name: str) -> str:
@@ -225,16 +254,33 @@ def paint(
 
 
 def numbered(out: Path, count: int) -> list[Path]:
-    """Paths of `count` results: `out` itself, or `out` with -1, -2, ... before its suffix.
-
-    Raises:
-        ValueError: Unknown suffix, or more images than `edit` paints.
-    """
-    image_format(out)
-    check_num_images(count)
+    """Paths of `count` results: `out` itself, or `out` with -1, -2, ... before its suffix."""
     if count == 1:
         return [out]
     return [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(1, count + 1)]
+
+
+def check_out(out: Path, count: int, files: argparse.Namespace) -> None:
+    """Check, before the work, that the results of an edit can be written and cost nothing.
+
+    Args:
+        out: As for `numbered`.
+        count: Number of images.
+        files: What `read_pictures` reads.
+
+    Raises:
+        ValueError: Unknown suffix, a path that cannot be written, or a picture that is read.
+    """
+    image_format(out)
+    for path in numbered(out, count):
+        check_writable(path)
+        for name in FILES if path.exists() else ():
+            given = getattr(files, name)
+            if given is not None and os.path.exists(given) and path.samefile(given):
+                raise ValueError(
+                    f"{path} is what {_flag(name)} names and would be overwritten; choose "
+                    "another --out"
+                )
 
 
 def write_results(out: Path, images: Tensor, note: str | None = None) -> list[Path]:
@@ -242,10 +288,17 @@ def write_results(out: Path, images: Tensor, note: str | None = None) -> list[Pa
 
     Args:
         out: As for `numbered`.
-        images: As many files are written.
+        images: As many files are written, all of them or none.
         note: Text for PNG files; see `image_io.write_image`.
+
+    Raises:
+        ValueError: They cannot be written.
     """
     paths = numbered(out, len(images))
-    for path, painted in zip(paths, images, strict=True):
-        write_image(path, painted, note=note)
+    if len(paths) == 1:
+        write_image(out, images[0], note=note)
+        return paths
+    with replacing_all(paths) as parts:
+        for part, painted in zip(parts, images, strict=True):
+            write_image(part, painted, note=note)
     return paths
