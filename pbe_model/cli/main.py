@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -17,11 +19,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..atomic import check_writable
+from ..atomic import check_writable, replacing_all
 from ..checkpoints import download
 from ..checkpoints import load as checkpoint
 from ..checkpoints import save as saving
 from ..checkpoints.lora import apply_lora, parse_lora
+from ..image_io import write_image
 from ..model import PaintByExample
 from ..networks.attention import BACKENDS
 from ..sampling.samplers import Callback
@@ -78,6 +81,10 @@ def _parser() -> Parser:
     add(
         "--out", required=True, type=Path, metavar="FILE", help="result; the suffix says the format"
     )
+    add(
+        "--show-mask", type=Path, metavar="FILE",
+        help="also write how the mask was understood, at the size of the photo: white is the hole",
+    )  # fmt: skip
     add_painting(command)
     _add_model(command)
 
@@ -160,7 +167,9 @@ def _model(args: argparse.Namespace) -> PaintByExample:
         attention=args.attention,
     )
     for path, strength in adapters:
-        apply_lora(model, path, strength)
+        applied = apply_lora(model, path, strength)
+        if not applied.complete:
+            print(f"note: {applied}", file=sys.stderr)
     return model
 
 
@@ -180,10 +189,17 @@ def _demo(args: argparse.Namespace) -> int:
 def _edit(args: argparse.Namespace) -> int:
     options = given_options(args)
     check_numbers(options)
-    check_out(args.out, options.get("num_images", 1), args)
-    pictures = read_pictures(args)
-    result = paint(_model(args), pictures, options, _progress("painting"))
-    for path in write_results(args.out, result.images):
+    check_out(args, options.get("num_images", 1))
+    pictures, model = read_pictures(args), _model(args)
+    if pictures.remark is not None:
+        print(f"pbe: {pictures.remark}", file=sys.stderr)
+    result = paint(model, pictures, options, _progress("painting"))
+    with ExitStack() as stack:
+        if args.show_mask is not None:
+            [part] = stack.enter_context(replacing_all([args.show_mask]))
+            write_image(part, pictures.hole_mask)
+        paths = write_results(args.out, result.images)
+    for path in paths:
         print(path)
     return 0
 
@@ -239,6 +255,7 @@ def _inspect(args: argparse.Namespace) -> int:
         "model": {name: value for name, value in config.items() if not isinstance(value, dict)},
         **{name: value for name, value in config.items() if isinstance(value, dict)},
         "renamed": f"{len(report.renamed):,}",
+        "notes": "; ".join(report.notes) or "none",
         "missing": _names(report.missing),
         "unexpected": _names(report.unexpected),
         "dropped": _names(report.dropped),
@@ -252,7 +269,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace) -> int:
     check_writable(args.out, folder=args.to == "diffusers")
-    if args.out.suffix != ".safetensors" and args.to == "safetensors":
+    if args.out.suffix.lower() != ".safetensors" and args.to == "safetensors":
         raise ValueError(
             f"{args.out} would not be recognised as safetensors; end it in .safetensors"
         )
@@ -266,6 +283,8 @@ def _convert(args: argparse.Namespace) -> int:
     print(f"{args.out}: {len(report.kept):,} tensors kept, {len(report.renamed):,} names changed")
     for label in ("dropped", "missing"):
         print(f"{label:<12}{shown(_names(getattr(report, label)), _LINE)}")
+    for note in report.notes:
+        print(f"{'note':<12}{shown(note, _LINE)}")
     return 0
 
 

@@ -48,6 +48,11 @@ def native() -> dict[str, str | None]:
 
 
 @pytest.fixture(scope="module")
+def memory() -> dict[str, str | None]:
+    return outcome("memory_checks.py")
+
+
+@pytest.fixture(scope="module")
 def patches() -> dict[str, dict]:
     return outcome("patch_checks.py")
 
@@ -93,6 +98,11 @@ def test_adapter(adapter: dict[str, str | None], check: str):
 @pytest.mark.parametrize("check", checks("native_checks.py"))
 def test_full_size(native: dict[str, str | None], check: str):
     assert native[check] is None, native[check]
+
+
+@pytest.mark.parametrize("check", checks("memory_checks.py"))
+def test_little_memory(memory: dict[str, str | None], check: str):
+    assert memory[check] is None, memory[check]
 
 
 def test_every_sampler_with_every_scheduler():

@@ -102,8 +102,8 @@ FAULTS: dict[str, tuple[list[str], Callable, str]] = {
     "edit, a long name": ([*EDIT[:-1], "a" * 300 + ".png"], nothing, "too long"),
     "edit, a name that is long once it is numbered": (
         [*EDIT[:-1], "a" * 245 + ".png", "--num-images", "2"], nothing, "too long"),
-    "edit, onto the photo": ([*EDIT[:-1], "photo.png"], nothing, "--image names"),
-    "edit, onto the mask": ([*EDIT[:-1], "./mask.png"], nothing, "--mask names"),
+    "edit, onto the photo": ([*EDIT[:-1], "photo.png"], nothing, "--out and --image name"),
+    "edit, onto the mask": ([*EDIT[:-1], "./mask.png"], nothing, "--out and --mask name"),
     "edit, one of several is a folder": (
         [*EDIT, "--num-images", "3"], nothing, "out-2.png: it is a folder"),
     "edit, damaged model": (
