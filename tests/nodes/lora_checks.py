@@ -20,7 +20,7 @@ from comfy.weight_adapter import base
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-lora = ours("pbe_model.checkpoints.lora")
+lora = ours("pbe_model.checkpoints.adapter_apply")
 names = ours("pbe_model.checkpoints.adapter_names")
 STRENGTH = 0.7
 
