@@ -233,8 +233,10 @@ def load_model(
     compute_dtype = management.unet_manual_cast(weight_dtype, load_device, supported)
     model_config.set_inference_dtype(weight_dtype, compute_dtype)
     model = PBEModel(model_config, device=management.unet_offload_device())
-    # The patcher's class is taken at call time: the host rebinds it at start-up.
+    # The patcher's class is taken at call time: the host rebinds it at start-up. On a CPU its
+    # dynamic one makes plain ones, whatever class is asked for.
     patchers = comfy.model_patcher
+    dynamic = dynamic and not management.is_device_cpu(load_device)
     patcher = checking(patchers.CoreModelPatcher if dynamic else patchers.ModelPatcher)(
         model, load_device=load_device, offload_device=management.unet_offload_device()
     )
