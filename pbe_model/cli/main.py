@@ -23,7 +23,7 @@ from ..checkpoints import load as checkpoint
 from ..checkpoints import save as saving
 from ..checkpoints.adapter_convert import convert_adapter
 from ..checkpoints.lora import apply_lora, parse_lora
-from ..image_io import image_format
+from ..image_io import image_format, write_image
 from ..model import PaintByExample
 from ..networks.attention import BACKENDS
 from ..sampling.samplers import Callback
@@ -33,6 +33,7 @@ from .common import DTYPES, Parser, add_command, check_parent, run, usable_devic
 from .edit_options import (
     add_files,
     add_painting,
+    check_show_mask,
     given_options,
     paint,
     read_pictures,
@@ -71,6 +72,10 @@ def _parser() -> Parser:
     add(
         "--out", required=True, type=Path, metavar="FILE", help="result; the suffix says the format"
     )
+    add(
+        "--show-mask", type=Path, metavar="FILE",
+        help="also write how the mask was understood, at the size of the photo: white is the hole",
+    )  # fmt: skip
     add_painting(command)
     _add_model(command)
 
@@ -172,8 +177,15 @@ def _demo(args: argparse.Namespace) -> int:
 def _edit(args: argparse.Namespace) -> int:
     image_format(args.out)
     check_parent(args.out)
-    pictures = read_pictures(args)
-    result = paint(_model(args), pictures, given_options(args), _progress("painting"))
+    if args.show_mask is not None:
+        check_show_mask(args)
+        check_parent(args.show_mask)
+    pictures, model = read_pictures(args), _model(args)
+    if pictures.remark is not None:
+        print(f"pbe: {pictures.remark}", file=sys.stderr)
+    result = paint(model, pictures, given_options(args), _progress("painting"))
+    if args.show_mask is not None:
+        write_image(args.show_mask, pictures.hole_mask)
     for path in write_results(args.out, result.images):
         print(path)
     return 0
