@@ -267,7 +267,9 @@ def test_what_is_no_exemplar_is_one_clear_sentence(host: Host, model, pictures):
         return failure(host, prompt)
 
     (folder / "damaged.safetensors").write_bytes(b"\x80\x04 a pickle, say")
-    assert "damaged.safetensors cannot be read as safetensors" in error("damaged.safetensors")
+    assert "damaged.safetensors cannot be read as weights: it is a Python pickle" in error(
+        "damaged.safetensors"
+    )
     save_file({"x": torch.ones(2)}, folder / "other.safetensors")
     assert "other.safetensors holds no encoded exemplar" in error("other.safetensors")
     tokens = torch.ones(1, 1, 64)
