@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sized
 
+import torch
 from torch import Tensor
 
 from ..pbe_model.editing.batch import BatchEditor
 from ..pbe_model.editing.crop_settings import CropSettings
 from ..pbe_model.editing.mask import resize_mask
+from ..pbe_model.editing.mask_reading import picture_mask
+from ..pbe_model.editing.opacity import over_white
+from ..pbe_model.editing.region import crop_mask
 from .adapter import Conditioning
 
 EMPTY_MASKS = ["error", "pass through"]
@@ -20,7 +24,17 @@ EMPTY_MASKS = ["error", "pass through"]
 
 
 def rgb(image: Tensor) -> Tensor:
-    """An IMAGE with three channels: grey is repeated, opacity dropped.
+    """An IMAGE with three channels: grey is repeated, and what is transparent turns white.
+
+    Raises:
+        ValueError: No pixels, or a number of channels other than 1 to 4.
+    """
+    colour, alpha = colour_and_opacity(image)
+    return over_white(colour, alpha)
+
+
+def colour_and_opacity(image: Tensor) -> tuple[Tensor, Tensor | None]:
+    """An IMAGE's colours, (B, H, W, 3), and its opacity, (B, H, W); None where all is opaque.
 
     Raises:
         ValueError: No pixels, or a number of channels other than 1 to 4.
@@ -32,7 +46,17 @@ def rgb(image: Tensor) -> Tensor:
             "1 to 4 channels"
         )
     colour = image[..., :3] if channels >= 3 else image[..., :1].expand(*image.shape[:-1], 3)
-    return colour.float()
+    alpha = image[..., -1].float() if channels in (2, 4) else None
+    return colour.float(), alpha if alpha is None or (alpha < 1).any() else None
+
+
+def as_mask(picture: Tensor) -> Tensor:
+    """A MASK as it is, or the mask that each picture of an IMAGE shows; (B, H, W)."""
+    if picture.ndim < 4 or picture.shape[-1] > 4:
+        return picture
+    colour, alpha = colour_and_opacity(picture)
+    opacities = [None] * len(colour) if alpha is None else list(alpha)
+    return torch.stack([picture_mask(*one) for one in zip(colour, opacities, strict=True)])
 
 
 def mask_like(mask: Tensor, image: Tensor) -> Tensor:
@@ -151,3 +175,28 @@ def row(batch: Tensor, index: int) -> Tensor:
 def rows(conditioning: Conditioning, indices: list[int]) -> Conditioning:
     """A CONDITIONING with these rows of its batch; shorter batches start again, as in the host."""
     return [(tokens[[i % len(tokens) for i in indices]], extra) for tokens, extra in conditioning]
+
+
+def masks_in_crops(conditioning: Conditioning, photos: Tensor, editor: BatchEditor) -> Conditioning:
+    """A CONDITIONING whose masks, drawn on the photos, are cut out as the crops to paint are.
+
+    Raises:
+        ValueError: There are several masks, but not as many as results.
+    """
+    placed = []
+    for tokens, entries in conditioning:
+        if "mask" in entries:
+            masks = mask_like(entries["mask"], photos)
+            if len(masks) not in (1, len(editor.photos)):
+                raise ValueError(
+                    f"a conditioning has {len(masks)} masks and there are {len(editor.photos)} "
+                    "results; give ConditioningSetMask one mask, or one for each result"
+                )
+            cut = [
+                crop_mask(row(masks, i)[None], region)
+                for i, regions in enumerate(editor.regions)
+                for region in regions
+            ]
+            entries = {**entries, "mask": torch.cat(cut)[editor.to_paint]}
+        placed.append((tokens, entries))
+    return placed

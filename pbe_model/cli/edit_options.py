@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor
 
+from ..atomic import check_writable, replacing_all
 from ..config import EditDefaults
 from ..editing.batch import EditResult
 from ..editing.crop_plan import MODES
 from ..editing.crop_settings import DEFAULT_CROP, CropSettings
-from ..editing.edit import POSTERIORS, PRESETS, check_num_images, edit
+from ..editing.edit import POSTERIORS, PRESETS, check_options, edit
 from ..editing.exemplar_image import Fit
-from ..image_io import image_format, read_exemplar, read_image, read_mask, write_image
+from ..editing.mask_reading import is_mostly_hole
+from ..editing.opacity import over_white, with_opacity
+from ..image_io import image_format, read_exemplar, read_mask, read_with_alpha, write_image
 from ..model import PaintByExample
 from ..sampling.samplers import SAMPLERS, Callback
 from ..untrusted import shown
@@ -45,6 +48,12 @@ DEFAULTS: dict[str, Any] = {
 }
 """The other options, and their defaults in Python."""
 
+SWITCHES = {name for name, value in DEFAULTS.items() if isinstance(value, bool)}
+"""Options that are on or off."""
+
+WHOLE = {"steps", "seed", "num_images", "resolution"}
+NUMBERS = {"similarity", "strength", "context", "blend"}
+
 _OWN = "the model's own; of the published weights"
 
 
@@ -71,7 +80,10 @@ def add_painting(command: argparse.ArgumentParser) -> None:
         "--similarity", type=float, metavar="S",
         help=f"how closely to follow the exemplar; 0 ignores it [{_OWN} {own.similarity:g}]",
     )  # fmt: skip
-    add("--seed", type=int, metavar="K", help=f"seed of the noise [{usual['seed']}]")
+    add(
+        "--seed", type=int, metavar="K",
+        help=f"seed of the noise, 0 to 2**64 - 1 [{usual['seed']}]",
+    )  # fmt: skip
     add(
         "--sampler", choices=SAMPLERS,
         help=f"how the noise is removed [{_OWN} {own.sampler}]",
@@ -147,20 +159,60 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     return PRESETS.get(args.preset, {}) | given
 
 
+def check_numbers(options: dict[str, Any]) -> None:
+    """Check the numbers of `given_options` before a model is there, whose own limits come on top.
+
+    Raises:
+        ValueError: One of them is out of range.
+    """
+    chosen = argparse.Namespace(**(DEFAULTS | options))
+    check_options(
+        steps=chosen.steps,
+        similarity=chosen.similarity,
+        seed=chosen.seed,
+        num_images=chosen.num_images,
+        strength=chosen.strength,
+        guidance_interval=chosen.guidance_interval,
+    )
+    CropSettings(context=chosen.context, blend=chosen.blend, resolution=chosen.resolution)
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pictures:
-    """What an edit reads: pictures `(H, W, 3)` and masks `(H, W)` in [0, 1]."""
+    """What an edit reads: pictures `(H, W, 3)` and masks `(H, W)` in [0, 1].
 
-    image: Tensor
+    Attributes:
+        colour: The photo as it is stored; `image` is what it looks like on white.
+        alpha: The photo's opacity, None where all is opaque.
+    """
+
+    colour: Tensor
+    alpha: Tensor | None
     hole_mask: Tensor
     exemplar: Tensor
     exemplar_mask: Tensor | None
     context_mask: Tensor | None
     blend_mask: Tensor | None
+
+    @property
+    def image(self) -> Tensor:
+        """The photo on white."""
+        return over_white(self.colour, self.alpha)
+
+    @property
+    def remark(self) -> str | None:
+        """What the user should know about these pictures before they look at the result."""
+        if not is_mostly_hole(self.hole_mask):
+            return None
+        share = float((self.hole_mask > 0.5).float().mean())
+        return (
+            f"the mask makes {share:.1%} of the photo the hole; if the rest is meant, invert it "
+            "(pbe edit --show-mask FILE writes what was understood)"
+        )
 
 
 def read_pictures(args: argparse.Namespace) -> Pictures:
@@ -169,15 +221,14 @@ def read_pictures(args: argparse.Namespace) -> Pictures:
     Raises:
         ValueError: One of them is missing or damaged, or a mask is empty.
     """
-    image = read_image(args.image)
-    hole_mask = read_mask(args.mask, size=(image.shape[0], image.shape[1]))
+    colour, alpha = read_with_alpha(args.image)
+    hole_mask = read_mask(args.mask, size=(colour.shape[0], colour.shape[1]))
     exemplar, exemplar_mask = read_exemplar(args.exemplar)
     if args.exemplar_mask is not None:
-        brightness, exemplar_mask = read_exemplar(args.exemplar_mask)
-        if exemplar_mask is None:  # not a cut-out but a drawing
-            exemplar_mask = brightness.mean(-1)
+        exemplar_mask = read_mask(args.exemplar_mask)
     return Pictures(
-        image=image,
+        colour=colour,
+        alpha=alpha,
         hole_mask=hole_mask,
         exemplar=exemplar,
         exemplar_mask=exemplar_mask,
@@ -192,9 +243,13 @@ def paint(
     options: dict[str, Any],
     callback: Callback | None = None,
 ) -> EditResult:
-    """Edit a photo with the options of `given_options`; the others have their defaults."""
+    """Edit a photo with the options of `given_options`; the others have their defaults.
+
+    Returns:
+        The result; its images have a fourth channel, the photo's opacity, where the photo has one.
+    """
     chosen = argparse.Namespace(**(DEFAULTS | options))
-    return edit(
+    result = edit(
         model,
         pictures.image,
         pictures.hole_mask,
@@ -222,30 +277,69 @@ def paint(
         guidance_interval=chosen.guidance_interval,
         callback=callback,
     )
+    if pictures.alpha is None or not chosen.paste_back:
+        return result
+    images = with_opacity(
+        result.images, pictures.colour, pictures.alpha, result.blend_mask, pictures.hole_mask
+    )
+    return replace(result, images=images)
 
 
 def numbered(out: Path, count: int) -> list[Path]:
-    """Paths of `count` results: `out` itself, or `out` with -1, -2, ... before its suffix.
-
-    Raises:
-        ValueError: Unknown suffix, or more images than `edit` paints.
-    """
-    image_format(out)
-    check_num_images(count)
+    """Paths of `count` results: `out` itself, or `out` with -1, -2, ... before its suffix."""
     if count == 1:
         return [out]
     return [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(1, count + 1)]
 
 
+def check_out(args: argparse.Namespace, count: int) -> None:
+    """Check, before the work, that what an edit makes can be written and costs nothing.
+
+    Args:
+        args: With the options of `add_files`, and with --out and --show-mask.
+        count: Number of images.
+
+    Raises:
+        ValueError: Unknown suffix, a path that cannot be written, or a picture that is read.
+    """
+    made = [("--out", path) for path in numbered(args.out, count)]
+    if args.show_mask is not None:
+        made.append(("--show-mask", args.show_mask))
+    read = [(_flag(name), getattr(args, name)) for name in FILES]
+    for i, (flag, path) in enumerate(made):
+        image_format(path)
+        check_writable(path)
+        others = read if flag == "--out" else [*made[:i], *read]
+        for other, given in others:
+            if given is not None and _is_same(path, Path(given)):
+                raise ValueError(
+                    f"{flag} and {other} name the same file, {shown(path)}; give another name to "
+                    f"{flag}"
+                )
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return path.resolve() == other.resolve()
+
+
 def write_results(out: Path, images: Tensor, note: str | None = None) -> list[Path]:
-    """Write the results of an edit, `(N, H, W, 3)` in [0, 1], to files of these names.
+    """Write the results of an edit, `(N, H, W, 3 or 4)` in [0, 1], to files of these names.
 
     Args:
         out: As for `numbered`.
-        images: As many files are written.
+        images: As many files are written, all of them or none.
         note: Text for PNG files; see `image_io.write_image`.
+
+    Raises:
+        ValueError: They cannot be written.
     """
     paths = numbered(out, len(images))
-    for path, painted in zip(paths, images, strict=True):
-        write_image(path, painted, note=note)
+    if len(paths) == 1:
+        write_image(out, images[0], note=note)
+        return paths
+    with replacing_all(paths) as parts:
+        for part, painted in zip(parts, images, strict=True):
+            write_image(part, painted, note=note)
     return paths

@@ -35,6 +35,8 @@ import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 from comfy_api.torch_helpers import set_torch_compile_wrapper  # noqa: E402
 
+import nodes as host_nodes  # noqa: E402
+
 spec = importlib.util.spec_from_file_location(
     "/custom_nodes/under-test", os.path.join(PACK, "__init__.py"), submodule_search_locations=[PACK]
 )
@@ -298,6 +300,42 @@ def check_latents_are_those_of_our_sampler(parts: Parts) -> None:
     close(latent, expected, 1e-4)
 
 
+def check_a_time_range_on_one_of_a_list(parts: Parts) -> None:
+    """As on one of two encodings that the host's node has combined."""
+    positive, negative = adapter.tagged(parts.context, torch.randn(1, 1, TINY.unet.context_dim))
+    rows = [adapter.tagged(row, row)[0] for row in parts.context.split(1)]
+    combine = host_nodes.ConditioningCombine().combine
+    later = host_nodes.ConditioningSetTimestepRange().set_range
+
+    def latent(conditioning: list) -> torch.Tensor:
+        return adapter.sample(
+            parts.model,
+            conditioning,
+            negative,
+            masked_latent=torch.ones(1, 4, SIDE, SIDE),
+            hole_mask=torch.ones(1, 64, 64),
+            init_latent=None,
+            noise=torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0)),
+            seed=0,
+            steps=4,
+            similarity=8.0,
+            sampler="euler",
+            scheduler="normal",
+            denoise=1.0,
+        )
+
+    one, two = (list(part) for part in zip(adapter.separate(positive), strict=True))
+    both = latent(adapter.separate(positive))
+    assert torch.equal(both, latent(combine(*rows)[0]))
+    ranged = latent(combine(one, later(two, 0.5, 1.0)[0])[0])
+    assert torch.equal(ranged, latent(combine(rows[0], later(rows[1], 0.5, 1.0)[0])[0]))
+    for other in (both, latent(rows[0])):
+        assert (ranged - other).abs().max() > 1e-3 * other.abs().max()
+    weighted = adapter.separate(positive, [3.0, 0.0])
+    assert len(weighted) == 1 and weighted[0][1]["strength"] == 3.0
+    assert positive[0][1].keys() == one[0][1].keys()
+
+
 def check_v_and_zero_terminal_snr_reach_the_host_s_sampling(parts: Parts) -> None:
     config = ours("pbe_model.config")
     for zero in (False, True):
@@ -407,6 +445,35 @@ def check_it_compiles_as_one_graph(parts: Parts) -> None:
         for each in (compiled, model)
     ]  # fmt: skip
     close(*results)
+
+
+def check_pictures_with_opacity_look_as_on_white(_: Parts) -> None:
+    convert = ours("nodes.convert")
+    colour, alpha = torch.rand(2, 12, 10, 3), torch.rand(2, 12, 10)
+    close(
+        convert.rgb(torch.cat([colour, alpha[..., None]], -1)), 1 - alpha[..., None] * (1 - colour)
+    )
+    grey = torch.stack([colour[..., 0], alpha], -1)
+    close(convert.rgb(grey), (1 - alpha * (1 - colour[..., 0]))[..., None].expand(-1, -1, -1, 3))
+    assert torch.equal(convert.rgb(colour), colour)
+    opaque = torch.cat([colour, torch.ones(2, 12, 10, 1)], -1)
+    assert torch.equal(convert.rgb(opaque), colour)
+    assert convert.colour_and_opacity(opaque)[1] is None
+
+
+def check_a_picture_is_the_mask_that_it_shows(_: Parts) -> None:
+    convert, hole = ours("nodes.convert"), torch.zeros(1, 40, 50)
+    hole[:, 10:20, 15:30] = 1
+    strokes = torch.cat([torch.zeros(1, 40, 50, 3), 0.5 * hole[..., None]], -1)
+    erased = torch.cat([torch.rand(1, 40, 50, 3), 1 - hole[..., None]], -1)
+    black_and_white = hole[..., None].expand(-1, -1, -1, 3)
+    for picture in (strokes, erased, black_and_white, hole[..., None]):
+        close(convert.as_mask(picture), hole)
+        close(convert.as_mask(picture.repeat(3, 1, 1, 1)), hole.repeat(3, 1, 1))
+    for mask in (hole, hole[0], hole[None]):
+        assert convert.as_mask(mask) is mask
+    widgets = ("as is", 0, 0, False, 0, 1)
+    close(ours("nodes.mask").PBEMaskAugmenter.execute(strokes, *widgets).args[0], hole)
 
 
 def run(make_parts: Callable[[], Any], module: dict[str, Any]) -> None:

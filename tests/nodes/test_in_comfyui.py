@@ -548,6 +548,6 @@ def test_a_checkpoint_of_another_kind_is_refused(host: Host, checkpoint: Path):
     other = checkpoint.with_name("other.safetensors")
     other.write_bytes(b"not a checkpoint")
     run = host.run(graph("paint_by_example/other.safetensors"))
-    assert "other.safetensors cannot be read as safetensors" in run.error_text
+    assert "other.safetensors cannot be read as weights: it is a text file" in run.error_text
     with pytest.raises(HostError, match="Value not in list"):
         host.run(graph("paint_by_example/../../../secret.safetensors"))
