@@ -65,9 +65,14 @@ def check_tokens(
     """Refuse a conditioning that the model cannot use.
 
     Raises:
-        ValueError: It is not of an Exemplar Encoder, or of one of another checkpoint.
+        ValueError: It is not of an Exemplar Encoder, or of one of another checkpoint, or zeroed.
     """
     check_tagged(name, tokens, entries)
+    if tokens is not None and not tokens.any():
+        raise ValueError(
+            f"{name} holds zeros, as ConditioningZeroOut makes them, which mean nothing to this "
+            f"model; connect the {name} of an Exemplar Encoder"
+        )
     if tokens is not None and tokens.shape[-1] != config.unet.context_dim:
         raise ValueError(
             f"{name} has tokens of {tokens.shape[-1]} numbers, but the model takes "
