@@ -125,6 +125,10 @@ class Reader(ABC):
             ValueError: The file is not of this format at all.
         """
 
+    def source(self, entry: Any) -> str | None:
+        """The file that annotates one photo, where each has its own."""
+        return None
+
     def read(self, entry: Any) -> Annotated:
         """The boxes of one photo.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,10 @@ class Masks(Reader):
                 self.left_out["photos without a mask"] += 1
         alone = sorted(masks.keys() - {_stem(photo) for photo in photos})
         self.faults.note(Fault(masks[stem], "no photo for this mask") for stem in alone)
+
+    def source(self, entry: tuple[str, str]) -> str:
+        """See `Reader`."""
+        return os.path.join(self.annotations, entry[1])
 
     def read(self, entry: tuple[str, str]) -> Annotated:
         """See `Reader`; a mask may be smaller or larger than its photo, not of another shape."""

@@ -39,6 +39,10 @@ class Voc(Reader):
         self.total = len(found)
         yield from found
 
+    def source(self, entry: str) -> str:
+        """See `Reader`."""
+        return os.path.join(self.annotations, entry)
+
     def read(self, entry: str) -> Annotated:
         """See `Reader`."""
         path = self.annotations / entry

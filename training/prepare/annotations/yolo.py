@@ -58,6 +58,10 @@ class Yolo(Reader):
                 self.left_out["photos without annotations"] += 1
         self._note_texts_alone(set(texts.values()))
 
+    def source(self, entry: str) -> str | None:
+        """See `Reader`."""
+        return self._text(entry)
+
     def read(self, entry: str) -> Annotated:
         """See `Reader`."""
         path, boxes, faults = self._text(entry), [], []
