@@ -29,6 +29,8 @@ class Yolo(Reader):
         layout: How lines of many numbers are read; known when `entries` has begun.
     """
 
+    takes = "folder"
+
     described: Described = field(default_factory=Described, init=False)
     layout: Layout = field(default_factory=Layout, init=False)
 
@@ -47,7 +49,7 @@ class Yolo(Reader):
 
     def entries(self) -> Iterator[str]:
         """See `Reader`: relative paths of photos."""
-        photos = pictures_below(self.images)
+        photos = pictures_below(self.images, self.cannot_read)
         self.total = len(photos)
         texts = {photo: text for photo in photos if (text := self._text(photo)) is not None}
         self.layout = self._layout(list(texts.values()))
