@@ -69,11 +69,16 @@ def check_holes(masks: Tensor) -> None:
     """Refuse masks without a hole, as people get them by accident, before anything runs.
 
     Raises:
-        ValueError: One of them is empty.
+        ValueError: One of them is empty, or nowhere above 0.5.
     """
     for number, mask in enumerate(masks, start=1):
         if not (mask > 0.5).any():
             which = "the mask" if len(masks) == 1 else f"mask {number} of {len(masks)}"
+            if strongest := float(mask.max()):
+                raise ValueError(
+                    f"{which} is too faint: it reaches {strongest / 0.5:.0%} of the value above "
+                    "which a hole begins; paint it with an opacity of 1"
+                )
             raise ValueError(
                 f"{which} is empty: LoadImage makes its mask of what is transparent in the file, "
                 "and a black one of a file without transparency; paint the hole in the mask "

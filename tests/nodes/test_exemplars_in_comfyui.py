@@ -267,7 +267,9 @@ def test_what_is_no_exemplar_is_one_clear_sentence(host: Host, model, pictures):
         return failure(host, prompt)
 
     (folder / "damaged.safetensors").write_bytes(b"\x80\x04 a pickle, say")
-    assert "damaged.safetensors cannot be read as safetensors" in error("damaged.safetensors")
+    assert "damaged.safetensors cannot be read as weights: it is a Python pickle" in error(
+        "damaged.safetensors"
+    )
     save_file({"x": torch.ones(2)}, folder / "other.safetensors")
     assert "other.safetensors holds no encoded exemplar" in error("other.safetensors")
     tokens = torch.ones(1, 1, 64)
@@ -279,6 +281,9 @@ def test_what_is_no_exemplar_is_one_clear_sentence(host: Host, model, pictures):
     for outside in ("../paint_by_example/" + CHECKPOINT, "/etc/hostname", "none.safetensors"):
         assert "Value not in list" in error(outside)
 
+    swapped = encoding("first")
+    swapped["3"]["inputs"] |= {"positive": ["2", 1], "negative": ["2", 0]}
+    assert failure(host, swapped).startswith("positive and negative are swapped")
     combined = encoding("first")
     combined["4"] = node("ConditioningCombine", conditioning_1=["2", 0], conditioning_2=["2", 0])
     combined["3"]["inputs"]["positive"] = ["4", 0]
