@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...pbe_model.config import PBEConfig
@@ -98,3 +99,16 @@ def check_order(positive: list[dict[str, Any]], negative: list[dict[str, Any]]) 
             "exemplar; connect the positive of Exemplar Encoder to positive and its negative to "
             "negative"
         )
+
+
+def is_same(positive: list[dict[str, Any]], negative: list[dict[str, Any]]) -> bool:
+    """Whether what is guided to is what is guided from, so that guidance changes nothing.
+
+    Args:
+        positive: The host's conditionings of that name, their tokens among the entries.
+        negative: The same of the other name.
+    """
+    return len(positive) == len(negative) > 0 and all(
+        torch.equal(one["cross_attn"], other["cross_attn"])
+        for one, other in zip(positive, negative, strict=True)
+    )

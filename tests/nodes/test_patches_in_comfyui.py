@@ -100,3 +100,11 @@ def test_a_zeroed_negative_is_one_sentence(host: Host, sampler: str):
         "negative holds zeros, as ConditioningZeroOut makes them, which mean nothing to this "
         "model; connect the negative of an Exemplar Encoder"
     )
+
+
+@pytest.mark.parametrize("sampler", ["4", "24"])
+def test_a_positive_connected_twice_is_said(host: Host, sampler: str):
+    run = host.run(only(graph(positive=0, negative=0), sampler))
+    assert run.error is None, run.error_text
+    ((node, said),) = run.texts
+    assert node == sampler and said.startswith("positive and negative are the same, so similarity")
