@@ -26,10 +26,11 @@ from torch import Tensor
 
 from ...pbe_model.config import PBEConfig, UNetConfig
 from ...pbe_model.networks.masked_inputs import latent_keep_mask, photo_channels
+from .adapters import checking
 from .attention import OVERRIDE, CrossAttention, attention_override
 from .conditioning import check_tokens
 from .control import check_control_net, check_residuals, skip_widths
-from .patches import attention_places, patches_named, sample_watched, warn_of_absent
+from .patches import WRAPPER, attention_places, patches_named, sample_watched, warn_of_absent
 
 
 def build_unet(norm_groups: int, *, operations: Any, **sizes: Any) -> UNetModel:
@@ -75,26 +76,17 @@ class PBEModel(comfy.model_base.BaseModel):
         self.attention_places = attention_places(self.diffusion_model)
         self.widths = skip_widths(self.diffusion_model)
 
-    def apply_model(
-        self,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Tensor | None = None,
-        c_crossattn: Tensor | None = None,
-        control: Any = None,
-        transformer_options: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
+    def apply_model(self, x: Tensor, t: Tensor, *args: Any, **conditions: Any) -> Tensor:
         """As the host's; patches of places that are not there are named in the page.
 
         Raises:
             ValueError: A patch or control is made for a network of other widths.
         """
-        options = transformer_options or {}
+        options = conditions.get("transformer_options", {})
         warn_of_absent(options, self.attention_places)
-        check_residuals(control, self.widths)
+        check_residuals(conditions.get("control"), self.widths)
         with patches_named(options):
-            return super().apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            return super().apply_model(x, t, *args, **conditions)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """The host's conditions of one conditioning, which must be an exemplar's.
@@ -232,9 +224,11 @@ def load_model(
     compute_dtype = management.unet_manual_cast(weight_dtype, load_device, supported)
     model_config.set_inference_dtype(weight_dtype, compute_dtype)
     model = PBEModel(model_config, device=management.unet_offload_device())
-    # The patcher's class is taken at call time: the host rebinds it at start-up.
+    # The patcher's class is taken at call time: the host rebinds it at start-up. On a CPU its
+    # dynamic one makes plain ones, whatever class is asked for.
     patchers = comfy.model_patcher
-    patcher = (patchers.CoreModelPatcher if dynamic else patchers.ModelPatcher)(
+    dynamic = dynamic and not management.is_device_cpu(load_device)
+    patcher = checking(patchers.CoreModelPatcher if dynamic else patchers.ModelPatcher)(
         model, load_device=load_device, offload_device=management.unet_offload_device()
     )
     # A dynamic patcher streams from the file's own memory; copies would defeat it.
@@ -242,7 +236,7 @@ def load_model(
     if override is not None:
         patcher.model_options["transformer_options"][OVERRIDE] = override
     wrappers = comfy.patcher_extension.WrappersMP
-    patcher.add_wrapper_with_key(wrappers.OUTER_SAMPLE, "paint_by_example", sample_watched)
+    patcher.add_wrapper_with_key(wrappers.OUTER_SAMPLE, WRAPPER, sample_watched)
     return patcher
 
 

@@ -23,6 +23,7 @@ from ..atomic import check_writable, replacing_all
 from ..checkpoints import download
 from ..checkpoints import load as checkpoint
 from ..checkpoints import save as saving
+from ..checkpoints.adapter_convert import convert_adapter
 from ..checkpoints.lora import apply_lora, parse_lora
 from ..image_io import write_image
 from ..model import PaintByExample
@@ -116,7 +117,10 @@ def _parser() -> Parser:
     add = command.add_argument
     add("source", metavar="IN", help=".safetensors, .ckpt or a folder of diffusers")
     add("out", type=Path, metavar="OUT", help="file, or for diffusers folder, to write")
-    add("--to", choices=get_args(saving.Layout), required=True, help="layout")
+    add(
+        "--to", choices=[*get_args(saving.Layout), "lora"], required=True,
+        help="layout; lora writes an adapter as ComfyUI's LoRA loaders read it",
+    )  # fmt: skip
     add("--dtype", choices=DTYPES, help="type of the weights [as they are]")
     add("--ema", action="store_true", help="take the denoiser's moving average, if IN has one")
 
@@ -269,10 +273,12 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace) -> int:
     check_writable(args.out, folder=args.to == "diffusers")
-    if args.out.suffix.lower() != ".safetensors" and args.to == "safetensors":
+    if args.out.suffix.lower() != ".safetensors" and args.to in ("safetensors", "lora"):
         raise ValueError(
             f"{args.out} would not be recognised as safetensors; end it in .safetensors"
         )
+    if args.to == "lora":
+        return _convert_adapter(args)
     report = saving.convert(
         args.source,
         args.out,
@@ -285,6 +291,17 @@ def _convert(args: argparse.Namespace) -> int:
         print(f"{label:<12}{shown(_names(getattr(report, label)), _LINE)}")
     for note in report.notes:
         print(f"{'note':<12}{shown(note, _LINE)}")
+    return 0
+
+
+def _convert_adapter(args: argparse.Namespace) -> int:
+    if args.ema:
+        raise ValueError("--ema is for models, and an adapter has no moving average; leave it out")
+    dtype = DTYPES[args.dtype] if args.dtype else None
+    done = convert_adapter(args.source, args.out, dtype)
+    print(f"{args.out}: an adapter of {done.layers:,} layers")
+    for label, names in (("text encoder", done.of_text_encoder), ("unknown", done.unknown)):
+        print(f"{label:<14}{shown(_names(names), _LINE)}")
     return 0
 
 

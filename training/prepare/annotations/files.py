@@ -22,6 +22,7 @@ MAX_ANNOTATIONS = 2**31
 MAX_OF_PHOTO = 2**24
 """Bytes of a text file that annotates one photo."""
 
+_LONGEST = 4096  # characters; systems allow no longer paths
 _DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])")
 _FORMATS = (*FORMATS, "MPO")  # which Pillow opens as the JPEG that it starts with
 
@@ -121,7 +122,7 @@ class PhotoFinder:
         Raises:
             Unusable: Several photos could be meant.
         """
-        if os.path.exists(self._folder / stated):
+        if len(stated) > _LONGEST or os.path.exists(self._folder / stated):
             return stated, True
         path = with_slashes(stated)
         if path != stated and os.path.exists(self._folder / path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -113,8 +113,7 @@ class Yolo(Reader):
                 lines += [_numbers(line) for _, line in found]
             except ValueError:
                 continue
-        layout = Layout.of(lines)
-        return replace(layout, outlines=True) if self.described.has_yaml else layout
+        return Layout.of(lines, says_outlines=self.described.has_yaml)
 
     def _note_texts_alone(self, used: set[str]) -> None:
         """Report texts in the folders of the others that belong to no photo."""

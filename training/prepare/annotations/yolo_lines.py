@@ -23,12 +23,13 @@ Corners = tuple[float, float, float, float]
 
 NOT_A_BOX = "not 'class cx cy width height' or 'class x1 y1 x2 y2 x3 y3 ...'"
 _AMBIGUOUS = (
-    "an outline or keypoints; add kpt_shape to data.yaml, or for outlines a data.yaml without it"
+    "an outline or keypoints; say kpt_shape in data.yaml, or for outlines add one without it"
 )
 _TRACK = "ends in a point of an outline or in confidence and track; drop the last two if these"
 _ANGLE = "a box and a number that is no confidence; write a turned box as its four corners"
 _KEYPOINTS = "not the number of values that kpt_shape in data.yaml says"
 _ENOUGH = 0.25  # of the lines: more are not as they are by mistake
+_MANY = 32  # lines: so many outlines never happen to look like keypoints
 _BEYOND = 0.02  # of the photo, by which a box may reach over its edge
 _AROUND = 0.25  # of the box, by which keypoints may lie outside
 _MOSTLY = 0.75  # of the keypoints lie in the box
@@ -53,11 +54,16 @@ class Layout:
     angles: bool = False
 
     @classmethod
-    def of(cls, lines: Iterable[Sequence[float]]) -> Layout:
-        """What lines can only be, by the numbers after the class.
+    def of(cls, lines: Iterable[Sequence[float]], *, says_outlines: bool = False) -> Layout:
+        """What lines can only be.
 
         Keypoints are as many in every line and lie in their box; if a quarter of the lines are not
         like that, they are outlines.
+
+        Args:
+            lines: The numbers after the class.
+            says_outlines: A data.yaml without kpt_shape says so, which settles it unless all of
+                many lines look like keypoints.
         """
         lines = list(lines)
         angles = any(len(line) == 5 and not _follows_box(line[4]) for line in lines)
@@ -65,11 +71,12 @@ class Layout:
         even = [line for line in long if len(line) % 2 == 0]
         numbered = sum(_is_number_of_track(line[-1]) for line in even)
         shares = sum(line[-1] not in (0, 1) or _is_closed(line) for line in even) - numbered
-        tracks = numbered > shares if numbered or shares else None
+        tracks = bool(numbered > shares) if numbered or shares else None
         long = [line for line in long if len(line) > 6 or tracks is False]
         usual = Counter(map(len, long)).most_common(1)
         others = sum(len(line) != usual[0][0] or not _may_be_keypoints(line) for line in long)
         outlines = bool(long) and others >= _ENOUGH * len(long)
+        outlines |= says_outlines and len(long) < _MANY
         return cls(outlines=outlines, tracks=tracks, angles=angles)
 
     def corners(self, numbers: Sequence[float]) -> Corners:
