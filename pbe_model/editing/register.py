@@ -51,6 +51,9 @@ _SURE = 0.99865
 """Probability with which neither end of an estimate's interval is passed: three standard errors."""
 _BLOCK = 16
 """Side in pixels of the squares whose errors count as independent of each other."""
+_OFF, _PLACE = 0.02, 64
+"""Each place of the picture, a square of so many pixels, may be shown so many pixels off, by
+interpolation alone: a single shape is never placed better than that."""
 _CORRELATED = 3.5
 """Standard errors of independent noise grow so much by the finer of the two blurs: 2 sqrt(pi)."""
 _LEVEL = 1 / 1024
@@ -342,14 +345,30 @@ def _refine(level: _Level, motion: Tensor) -> tuple[Tensor, Tensor | None]:
     if int(torch.linalg.cholesky_ex(common).info):
         return motion, None
     pulls = steepest * (weight * residual)[:, None]
-    squares = (torch.arange(height) // _BLOCK)[:, None] * width + torch.arange(width) // _BLOCK
-    spread, freedom = _spread(pulls, steepness, squares.to(use.device)[use])
+    spread, freedom = _spread(pulls, steepness, _squares(use, _BLOCK))
     if freedom < 1:
         return motion, None
+    # What a pixel to the right or down in one place would pull.
+    moves = (weight[:, None, None] * steepest[:, :, None] * steepest[:, None, 1:]).flatten(1)
+    moves = _OFF * _sums(moves, _squares(use, _PLACE)).view(-1, 3, 2).movedim(1, 0).flatten(1)
     floor = (_CORRELATED * _LEVEL) ** 2 * (steepest.T @ (weight[:, None] ** 2 * steepest))
     inverse = torch.linalg.inv(common)
-    deviations = (inverse @ (spread + floor) @ inverse).diagonal().sqrt()
-    return motion, float(stdtrit(freedom, _SURE)) * deviations
+    covariance = inverse @ (spread + floor + moves @ moves.T) @ inverse
+    return motion, float(stdtrit(freedom, _SURE)) * covariance.diagonal().sqrt()
+
+
+def _squares(use: Tensor, side: int) -> Tensor:
+    """Numbers, from 0, of the squares in which the pixels that are used lie, (N,)."""
+    height, width = use.shape
+    rows, columns = torch.arange(height) // side, torch.arange(width) // side
+    squares = (rows[:, None] * width + columns).to(use.device)[use]
+    return squares.unique(return_inverse=True)[1]
+
+
+def _sums(values: Tensor, squares: Tensor) -> Tensor:
+    """Sums of values, (N, C), over the pixels of each square."""
+    sums = values.new_zeros(int(squares.max()) + 1, values.shape[1])
+    return sums.index_add_(0, squares, values)
 
 
 def _weighted_median(values: Tensor, weights: Tensor) -> float:
@@ -366,10 +385,7 @@ def _spread(pulls: Tensor, steepness: Tensor, squares: Tensor) -> tuple[Tensor, 
     repainted texture), so they are added up in squares, and the sums count as independent. The
     degrees of freedom are how many squares tell something, less the three that were estimated.
     """
-    _, number = squares.unique(return_inverse=True)
-    count = int(number.max()) + 1
-    sums = pulls.new_zeros(count, 3).index_add_(0, number, pulls)
-    shares = steepness.new_zeros(count).index_add_(0, number, steepness)
+    sums, shares = _sums(pulls, squares), _sums(steepness[:, None], squares)
     telling = float(shares.sum() ** 2 / shares.square().sum().clamp_min(1e-30))
     freedom = telling - 3
     return sums.T @ sums * (telling / max(freedom, 1.0)), freedom

@@ -281,6 +281,9 @@ def test_what_is_no_exemplar_is_one_clear_sentence(host: Host, model, pictures):
     for outside in ("../paint_by_example/" + CHECKPOINT, "/etc/hostname", "none.safetensors"):
         assert "Value not in list" in error(outside)
 
+    swapped = encoding("first")
+    swapped["3"]["inputs"] |= {"positive": ["2", 1], "negative": ["2", 0]}
+    assert failure(host, swapped).startswith("positive and negative are swapped")
     combined = encoding("first")
     combined["4"] = node("ConditioningCombine", conditioning_1=["2", 0], conditioning_2=["2", 0])
     combined["3"]["inputs"]["positive"] = ["4", 0]

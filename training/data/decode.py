@@ -90,7 +90,7 @@ def decode_photo(data: bytes) -> np.ndarray:
 def _decode_jpeg(jpeg: bytes) -> np.ndarray | None:
     try:
         return simplejpeg.decode_jpeg(jpeg, "RGB", strict=False)
-    except ValueError:  # Pillow reads some files that simplejpeg does not
+    except (ValueError, KeyError):  # Pillow reads some files that simplejpeg does not
         return None
 
 
@@ -103,7 +103,7 @@ def _check_jpeg(jpeg: bytes, is_only_scan: bool) -> str:
     try:
         header = simplejpeg.decode_jpeg_header(jpeg, strict=False)
         (height, width), colours = map(int, header[:2]), str(header[2])
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: colours that are none
         with photo_header(io.BytesIO(jpeg)) as image:
             width, height, colours = image.width, image.height, ""
     if width * height > pixel_limit(len(jpeg)):

@@ -146,7 +146,7 @@ def test_what_is_found_is_right_and_else_nothing_is(name, noise):
         assert_found(drift, zoom, right, down)
     if name in ("leaves", "table", "two discs"):
         assert drift is not None
-    if noise and name in ("disc of 20", "disc of 40", "soft disc", "square"):
+    if name in ("disc of 20", "disc of 40", "soft disc", "square"):
         assert drift is None
 
 

@@ -176,6 +176,19 @@ def test_pieces_of_other_annotations_are_done_again(collection: Path, tmp_path: 
     assert path == again and len(Piece.load(path).photos) == 3
 
 
+def test_pieces_of_a_mended_label_are_done_again(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", np.zeros((9, 9, 3), np.uint8))
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.5\n")
+    reader = open_reader("yolo", tmp_path)
+    job = Job(reader, PhotoFinder(tmp_path), BoxFilter(), False, tmp_path)
+    entries = list(reader.entries())
+    path, _ = examine(job, (0, entries))
+    assert Piece.load(path).boxless == ["a.png"]
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    examine(job, (0, entries))
+    assert len(Piece.load(path).photos) == 1
+
+
 def test_other_options_are_refused(
     collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,12 +226,13 @@ def test_broken_photos_are_counted_and_listed(
         assert main(["prepare", "boxes", *arguments, "--processes", "1"]) == 0
         assert (folder / "unreadable.txt").read_text(encoding="utf-8").splitlines() == [
             *cut,
-            "text ü.jpg\tnot a picture of a known format",
+            "text ü.jpg\tnot a picture of a known format but a text file",
             "empty.png\tempty file",
             "gone.jpg\tno such file",
         ]
         meta = BoxIndex.open(folder / "train").meta
-        reasons = ["no such file", "empty file", "not a picture of a known format"]
+        reasons = ["no such file", "empty file"]
+        reasons += ["not a picture of a known format but a text file"]
         reasons += ["truncated JPEG"] * len(cut)
         assert meta["photos left out"] == dict.fromkeys(sorted(reasons), 1)
     assert "no such file" in capsys.readouterr().out
