@@ -45,6 +45,8 @@ _MOST_SEGMENTS = 2**16
 _FAST_COLOURS = ("YCbCr", "Gray", "RGB")
 _SIDE_MARKS = (b"Exif\0\0", b"ICC_PROFILE\0")
 _ON_ITS_SIDE = 5  # EXIF orientations from here on exchange width and height
+_UNREAD = (ValueError, KeyError)
+"""What simplejpeg raises; a KeyError where it has no name for the colours of a damaged file."""
 
 
 def decode_photo(data: bytes) -> np.ndarray:
@@ -81,7 +83,7 @@ def decode_photo(data: bytes) -> np.ndarray:
 def _decode_jpeg(jpeg: bytes) -> np.ndarray | None:
     try:
         return simplejpeg.decode_jpeg(jpeg, "RGB", strict=False)
-    except ValueError:  # Pillow reads some files that simplejpeg does not
+    except _UNREAD:  # Pillow reads some files that simplejpeg does not
         return None
 
 
@@ -93,7 +95,7 @@ def _check_jpeg(jpeg: bytes, is_only_scan: bool) -> str | None:
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
-    except ValueError:
+    except _UNREAD:
         with photo_header(io.BytesIO(jpeg)) as header:
             width, height, colours = header.width, header.height, None
     if width * height > pixel_limit(len(jpeg)):
