@@ -98,7 +98,7 @@ def test_what_is_cut_off_or_no_image_is_an_error() -> None:
 
 
 def test_a_damaged_frame_without_colours_is_an_error() -> None:
-    """Its marker has lost a byte, and libjpeg-turbo then tells colours that simplejpeg cannot name."""
+    """Its marker has lost a byte; simplejpeg has no name for the colours that it then finds."""
     file = io.BytesIO()
     Image.new("L", (16, 12)).save(file, "JPEG")
     whole = file.getvalue()
