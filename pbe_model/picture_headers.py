@@ -179,36 +179,42 @@ def essential_png(file: BinaryIO) -> BinaryIO | None:
 
     A profile and EXIF stay where they are sound. Pillow refuses a picture for a fault of any chunk.
     """
+    size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    if file.read(len(PNG_START)) != PNG_START:
+    start = file.read(len(PNG_START))
+    if start != PNG_START or size > MAX_BYTES:
         return None
-    file.seek(0)
-    whole = memoryview(file.read(MAX_BYTES))
-    kept, position, dropped = [whole[: len(PNG_START)]], len(PNG_START), False
+    kept, dropped = [start], False
     for _ in range(_MOST_CHUNKS):
-        if position + _CHUNK.size > len(whole):
+        header = file.read(_CHUNK.size)
+        if len(header) < _CHUNK.size:
             break
-        length, kind = _CHUNK.unpack_from(whole, position)
-        end = position + _CHUNK.size + length + 4
-        chunk = whole[position:end]
-        if _is_essential(kind, chunk):
-            kept.append(chunk)
+        length, kind = _CHUNK.unpack(header)
+        if not kind.isalpha():
+            break
+        if _may_be_essential(kind):
+            chunk = header + file.read(length + 4)
+            if _is_essential(kind, chunk):
+                kept.append(chunk)
+                continue
         else:
-            dropped = True
-        position = end
-        if kind == b"IEND":
-            break
+            file.seek(length + 4, os.SEEK_CUR)
+        dropped = True
     return io.BytesIO(b"".join(kept)) if dropped else None
 
 
-def _is_essential(kind: bytes, chunk: memoryview) -> bool:
-    if kind[:1].isupper() or not kind.isalpha() or kind == b"tRNS":
+def _may_be_essential(kind: bytes) -> bool:
+    return kind[:1].isupper() or kind in (b"tRNS", b"iCCP", b"eXIf")
+
+
+def _is_essential(kind: bytes, chunk: bytes) -> bool:
+    if kind not in (b"iCCP", b"eXIf"):
         return True
-    if kind not in (b"iCCP", b"eXIf") or zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:]):
+    if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
         return False
     if kind == b"eXIf":
         return True
-    packed = bytes(chunk[_CHUNK.size : -4]).partition(b"\0")[2]
+    packed = chunk[_CHUNK.size : -4].partition(b"\0")[2]
     unpacking = zlib.decompressobj()
     try:
         unpacking.decompress(packed[1:], _MOST_PROFILE)

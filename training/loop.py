@@ -25,6 +25,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, distributed, nn
 from torch.utils.data import Dataset
 
+from pbe_model.editing.denoise import SEEDS
 from training import checkpoints
 from training.config import RunConfig, changed_settings
 from training.data.dataset import StatelessBatchSampler, data_loader
@@ -156,7 +157,8 @@ class Trainer:
         if config.cuda_graphs:
             graphs.check(config, self.accelerator.device, self.accelerator.num_processes)
         self.graph: graphs.Graph | None = None
-        set_seed(config.seed)
+        set_seed(config.seed % 2**32)  # NumPy's own generator, which nothing here draws from
+        torch.manual_seed(config.seed)
         self.stage = _build_stage(config, self.accelerator.device)
         trained = [p for p in self.stage.module.parameters() if p.requires_grad]
         optimizer = build_optimizer(config.optim, trained)
@@ -273,7 +275,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         parts = config.accumulate
         # Dropout alone draws from this generator; all other draws are keyed by sample.
-        torch.manual_seed(config.seed + self.samples + accelerator.process_index)
+        torch.manual_seed((config.seed + self.samples + accelerator.process_index) % SEEDS)
         figures: dict[str, Tensor] = {}
         bins = torch.zeros(2, BINS, device=accelerator.device)
         skipped = 0

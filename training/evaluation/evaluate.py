@@ -27,8 +27,15 @@ from tqdm import tqdm
 from pbe_model import PaintByExample
 from pbe_model.cli.demo import sheet
 from pbe_model.editing.batch import BatchEditor, EditResult
+from pbe_model.editing.checks import check_whole
 from pbe_model.editing.crop_settings import DEFAULT_CROP
-from pbe_model.editing.denoise import encode_crops, encode_exemplar, initial_noise, paint_crops
+from pbe_model.editing.denoise import (
+    SEEDS,
+    encode_crops,
+    encode_exemplar,
+    initial_noise,
+    paint_crops,
+)
 from training.evaluation.pairs import SPLIT, Pair, draw_candidates, load_pairs
 from training.evaluation.table import TRUTH, Evaluation, Row, Scores
 
@@ -176,8 +183,7 @@ def score_pairs(
     """
     if batch < 1:
         raise ValueError(f"batch is {batch}; give at least 1")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; give at least 0")
+    check_whole("seed", seed, 0, SEEDS - 1)
     groups = [pair.group for pair in pairs]
     draws = [draw_candidates(groups, number, seed) for number in range(len(pairs))]
     scores = Scores(pairs, [candidates for candidates, _ in draws])

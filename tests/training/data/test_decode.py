@@ -69,7 +69,6 @@ def test_no_jpeg_of_common_colours_takes_the_slow_way(monkeypatch: pytest.Monkey
     exif[ExifTags.Base.Make] = "camera"
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     monkeypatch.setattr(decode, "decode_picture", lambda *_: None)
-    monkeypatch.setattr(decode, "turned", lambda *_: None)
     plain = decode_photo(encoded(photo()))
     assert np.array_equal(decode_photo(encoded(photo(), exif=exif)), plain)
     assert np.array_equal(decode_photo(encoded(photo(), icc_profile=srgb)), plain)
