@@ -219,6 +219,6 @@ def check_guidance_interval(start: float, end: float) -> None:
     """Raise `ValueError` unless this is a part of the schedule."""
     if not 0 <= start <= end <= 1:
         raise ValueError(
-            f"the guidance interval is {start:g} to {end:g}; give two numbers from 0 to 1, the "
-            "smaller first"
+            f"the guidance interval is {shown(start)} to {shown(end)}; give two numbers from 0 to "
+            "1, the smaller first"
         )

@@ -83,7 +83,7 @@ def fail(host: Host, place: str, after: int = 0, times: int = 1) -> int:
 def test_cancelled_at_every_step(host: Host):
     before = painted(host)
     for step in range(1, STEPS + 1):
-        prompt = graph(f"paint_by_example/{NAMES[0]}", seed=50 + step, steps=STEPS, resolution=256)
+        prompt = graph(f"paint_by_example/{NAMES[0]}", seed=50 + step, steps=STEPS, resolution=128)
 
         def cancel(node: str, value: int, top: int, step: int = step) -> None:
             if node == "4" and value == step:
@@ -141,7 +141,7 @@ def test_a_model_file_that_is_overwritten_cut_or_gone_while_it_is_loaded(host: H
         place.unlink,
     ):
         shutil.copy(models_of(host) / NAMES[0], place)
-        prompt = graph(f"paint_by_example/{place.name}", seed=3, steps=STEPS, resolution=256)
+        prompt = graph(f"paint_by_example/{place.name}", seed=3, steps=STEPS, resolution=128)
         harmed = threading.Event()
 
         def during(node: str, value: int, top: int, harm=harm, harmed=harmed) -> None:
