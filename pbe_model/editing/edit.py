@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..model import PaintByExample
 from ..sampling.samplers import Callback
+from ..untrusted import shown
 from .batch import BatchEditor, EditResult, check_exemplars
 from .checks import check_number, check_picture, check_whole
 from .crop_settings import DEFAULT_CROP, CropSettings
