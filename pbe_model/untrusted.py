@@ -134,7 +134,8 @@ def read_json(path: Path, limit: int, remedy: str) -> dict[str, Any]:
 def first_line(error: BaseException) -> str:
     """An error's message in one printable line, or its type where it has none."""
     message = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return shown(message.splitlines()[0] if message.strip() else type(error).__name__)
+    # Not `splitlines`: a name of a file may have what that takes for the end of a line.
+    return shown(message.strip().partition("\n")[0].rstrip() or type(error).__name__)
 
 
 def numbered_lines(

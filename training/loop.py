@@ -195,7 +195,9 @@ class Trainer:
         config = self.config
         with self._open_log() as log, stop_signals() as signals:
             if self.accelerator.is_main_process:
-                (config.out / "config.json").write_text(config.model_dump_json(indent=2))
+                (config.out / "config.json").write_text(
+                    config.model_dump_json(indent=2), encoding="utf-8"
+                )
             for notice in self.notices:
                 log.say(notice)
             self.prepared_optimizer.train()

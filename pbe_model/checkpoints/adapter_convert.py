@@ -20,6 +20,7 @@ from .adapter_file import Scales, read_adapter
 from .adapter_math import MAX_RANK, is_whole, rank_of, whole_matrices
 from .adapter_names import family, sort_layers
 from .infer_config import METADATA_KEY
+from .official_names import MAPPER
 from .safetensors_io import cast, check_types, write_safetensors
 
 _KOHYA = {
@@ -32,7 +33,7 @@ _KOHYA = {
 
 _OF_DENOISER = re.compile(
     r"(?:down_blocks|up_blocks|input_blocks|output_blocks)_\d|mid_block_|middle_block_|conv_in$|"
-    r"conv_out$|conv_norm_out$|time_embed|out_\d|encoder_cond_stage_model_mapper_"
+    r"conv_out$|conv_norm_out$|time_embed|out_\d|encoder_" + MAPPER.replace(".", "_")
 )
 _LARGEST = 2**26  # numbers in a matrix that is multiplied out; the widest layer of SD 1.x has 2^25
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ..config import PBEConfig
 from .diffusers_layout import module_table, renamed
-from .official_names import UNET
+from .official_names import EMBEDDER, UNET
 from .wrappers import without_words
 
 _ROLES = re.compile(
@@ -35,8 +35,8 @@ _PREFIX = re.compile(
     r"base_model\.model\.|(?:model\.)?diffusion_model\.|unet\.|lora_unet_|lycoris_|lora_(?=encoder_)"
 )
 _TEXT_ENCODER = re.compile(
-    r"lora_te\d?_|lora_clip_|(?:base_model\.model\.)?text_(?:encoder|model)|cond_stage_model\.|"
-    r"clip_[lg]\.|t5xxl\."
+    r"lora_te\d?_|lora_clip_|(?:base_model\.model\.)?text_(?:encoder|model)|clip_[lg]\.|t5xxl\.|"
+    + re.escape(EMBEDDER)
 )
 _FAMILIES = {
     "FLUX": r"double_blocks|single_(?:transformer_)?blocks",

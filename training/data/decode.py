@@ -54,6 +54,8 @@ _ROTATIONS = {
 }
 _FLIPS = {2: 1, 4: 0}
 _ON_ITS_SIDE = 5  # EXIF orientations from here on exchange width and height
+_UNREAD = (ValueError, KeyError)
+"""What simplejpeg raises; a KeyError where it has no name for the colours of a damaged file."""
 
 
 def decode_photo(data: bytes) -> np.ndarray:
@@ -90,7 +92,7 @@ def decode_photo(data: bytes) -> np.ndarray:
 def _decode_jpeg(jpeg: bytes) -> np.ndarray | None:
     try:
         return simplejpeg.decode_jpeg(jpeg, "RGB", strict=False)
-    except (ValueError, KeyError):  # Pillow reads some files that simplejpeg does not
+    except _UNREAD:  # Pillow reads some files that simplejpeg does not
         return None
 
 
@@ -103,7 +105,7 @@ def _check_jpeg(jpeg: bytes, is_only_scan: bool) -> str:
     try:
         header = simplejpeg.decode_jpeg_header(jpeg, strict=False)
         (height, width), colours = map(int, header[:2]), str(header[2])
-    except (ValueError, KeyError):  # KeyError: colours that are none
+    except _UNREAD:
         with photo_header(io.BytesIO(jpeg)) as image:
             width, height, colours = image.width, image.height, ""
     if width * height > pixel_limit(len(jpeg)):

@@ -8,10 +8,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pbe_model import PaintByExample
+from pbe_model.checkpoints.adapter_apply import changeable
 from pbe_model.checkpoints.adapter_convert import convert_adapter
+from pbe_model.checkpoints.adapter_names import family, sort_names
+from pbe_model.checkpoints.diffusers_layout import module_table, renamed
 from pbe_model.checkpoints.lora import adaptable, apply_lora, names_in_file
+from pbe_model.checkpoints.official_names import UNET
 from pbe_model.checkpoints.save import save_model
 from pbe_model.cli.main import main
+from pbe_model.config import V1
 
 from ..small import SMALL, noise, small_model
 
@@ -223,3 +229,40 @@ def test_a_configuration_of_ours_survives_a_conversion(tmp_path):
     other.config = type(SMALL).from_dict({**SMALL.to_dict(), "tokens": "all"})
     with pytest.raises(ValueError, match="trained for another model"):
         apply_lora(other, tmp_path / "b.safetensors")
+
+
+FORMS = {
+    "kohya": lambda ours, theirs: f"lora_unet_{theirs}".replace(".", "_") + ".lora_up.weight",
+    "kohya, official names": lambda ours, theirs: (
+        f"lora_unet_{ours}".replace(".", "_") + ".lora_up.weight"
+    ),
+    "lycoris": lambda ours, theirs: f"lycoris_{theirs}".replace(".", "_") + ".lokr_w1",
+    "diffusers": lambda ours, theirs: f"unet.{theirs}.lora.up.weight",
+    "processors": lambda ours, theirs: (
+        theirs.removesuffix(".0").replace(".to_", ".processor.to_") + "_lora.up.weight"
+        if ".to_" in theirs
+        else f"{theirs}.lora.up.weight"
+    ),
+    "peft": lambda ours, theirs: f"base_model.model.{theirs}.lora_B.weight",
+    "peft of a pipeline": lambda ours, theirs: f"unet.base_model.model.{theirs}.lora_B.weight",
+    "compiled": lambda ours, theirs: f"base_model.model._orig_mod.{theirs}.lora_B.default.weight",
+    "comfyui": lambda ours, theirs: f"diffusion_model.{ours}.lora_B.weight",
+    "official": lambda ours, theirs: f"model.diffusion_model.{ours}.lora_up.weight",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_layer_of_the_published_size_is_found_by_every_name(form):
+    with torch.device("meta"):
+        layers = [path for path in changeable(PaintByExample(V1)) if path.startswith("unet.")]
+    table = module_table(V1)
+    names = {}
+    for path in layers:
+        ours = path.removeprefix("unet.")
+        (theirs,) = renamed(UNET + ours, table)
+        theirs = theirs.removeprefix("unet.")
+        names[FORMS[form](ours, theirs)] = path
+    found = sort_names(names, layers, V1)
+    assert not found.unknown and not found.unsupported and not found.of_text_encoder
+    assert {next(iter(held.values())): path for path, held in found.parts.items()} == names
+    assert len(names) == len(layers) > 250 and family(names) is None

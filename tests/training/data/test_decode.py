@@ -94,3 +94,13 @@ def test_what_is_cut_off_or_no_image_is_an_error() -> None:
     ):
         with pytest.raises(OSError, match=reason):
             decode_photo(broken)
+
+
+def test_a_damaged_frame_without_colours_is_an_error() -> None:
+    """Its marker has lost a byte; simplejpeg has no name for the colours that it then finds."""
+    file = io.BytesIO()
+    Image.new("L", (16, 12)).save(file, "JPEG")
+    whole = file.getvalue()
+    frame = whole.index(b"\xff\xc0")
+    with pytest.raises(OSError):
+        decode_photo(b"\xff\xd8" + whole[frame + 1 :])
