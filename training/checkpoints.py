@@ -96,7 +96,7 @@ def write(path: Path, values: Any) -> None:
         os.replace(part, path)
     except RuntimeError as error:  # how torch's writer reports a write that failed
         reason = str(error).partition("\n")[0]
-        raise OSError(f"{path} could not be written ({reason})") from error
+        raise OSError(f"no room for {path.name}, or the disk fails ({reason})") from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)

@@ -17,10 +17,9 @@ from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from pbe_model.editing.mask_shapes import Box
 from training.data.augment import (
@@ -275,9 +274,7 @@ class BoxDataset(Dataset[dict[str, Any]]):
                 pixels = self._decode(photo)
                 area = _clip(self.index.box(box), pixels)
             except OSError as error:
-                reason = error.strerror or str(error)
-                if self.unreadable.note(photo.path, reason):
-                    log.warning("skipping %s: %s; the next takes its place", photo.path, reason)
+                self._note(photo.path, error.strerror or str(error))
             else:
                 return self._recoloured(pixels, key), area, skipped
             number = (number + 1) % self.index.num_photos
@@ -287,6 +284,14 @@ class BoxDataset(Dataset[dict[str, Any]]):
             f"{patience} photos in a row cannot be read, such as '{photo.path}'; check that "
             "data.root is the folder that the index was made for"
         )
+
+    def _note(self, path: str, reason: str) -> None:
+        try:
+            if self.unreadable.note(path, reason):
+                log.warning("skipping %s: %s; the next takes its place", path, reason)
+        except OSError as error:  # a full disk costs the line, not the run
+            self.unreadable.paths.add(path)
+            log.warning("skipping %s: %s; not listed (%s)", path, reason, error.strerror)
 
     def _recoloured(self, pixels: np.ndarray, key: int) -> np.ndarray:
         if not self.recolour.probability:  # the usual case saves making a generator
@@ -372,26 +377,3 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def _channels_first(images: torch.Tensor) -> torch.Tensor:
     return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-
-
-def data_loader(
-    dataset: Dataset[dict[str, Any]],
-    batch_sampler: StatelessBatchSampler,
-    *,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-) -> DataLoader[dict[str, torch.Tensor]]:
-    """Endless loader of collated batches; the number of workers does not change what it yields."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batch_sampler,
-        num_workers=num_workers,
-        collate_fn=collate,
-        worker_init_fn=_one_thread,
-        pin_memory=pin_memory,
-    )
-
-
-def _one_thread(worker: int) -> None:
-    """Let workers share the cores instead of each starting a thread on every core."""
-    cv2.setNumThreads(0)
