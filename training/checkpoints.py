@@ -66,6 +66,11 @@ def load_trainable(module: nn.Module, saved: Mapping[str, Tensor], source: objec
         parameter.copy_(saved[name])
 
 
+def folder_of(run: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return run / "checkpoints"
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in `folder`, oldest first."""
     return sorted(p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name))

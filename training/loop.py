@@ -13,7 +13,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from pbe_model.atomic import replacing
 from pbe_model.untrusted import first_line
 from training import checkpoints
-from training.config import RunConfig, changed_settings
+from training.config import RunConfig
 from training.data.dataset import StatelessBatchSampler
 from training.data.loader import load_batches
 from training.lock import RunLock, check_free
@@ -38,6 +38,7 @@ from training.optim.optimizer import build_optimizer, learning_rate, restore
 from training.picture_grid import Pictures
 from training.planning.hardware import peak_flops
 from training.planning.report import flops_per_sample
+from training.resuming import check_saved
 from training.runlog import BINS, RunLog, Window
 from training.signals import stop_signals
 from training.stages import graphs
@@ -520,7 +521,7 @@ class Trainer:
 
     @property
     def _folder(self) -> Path:
-        return self.config.out / "checkpoints"
+        return checkpoints.folder_of(self.config.out)
 
     def _save(self, log: RunLog) -> bool:
         """Write a checkpoint; whether it worked. A run without space goes on to the next one."""
@@ -569,20 +570,10 @@ class Trainer:
         self._check_same_step(saved["step"] if saved else 0)
         if saved is None:
             return []
-        if missing := [name for name in checkpoints.ENTRIES if name not in saved]:
-            raise ValueError(
-                f"the newest checkpoint in {self._folder} lacks {', '.join(missing)}, so it is not "
-                "the checkpoint of a run; choose another out"
-            )
+        notices = check_saved(saved, self.config, self.stage.data_digest)
         checkpoints.load_trainable(self.stage.module, saved["module"], self._folder)
         self.step, self.samples = saved["step"], saved["samples"]
         self.window, self.validation = Window(saved["window"]), saved["figures"]
-        name = saved["config"]["optim"]["name"]
-        if name != self.config.optim.name:
-            raise ValueError(
-                f"{self._folder} was made with optim.name {name}, not {self.config.optim.name}; "
-                "set it back, or choose another out"
-            )
         restore(optimizer, saved["optimizer"], self.config.optim)
         for name, ema in self.averages.items():
             if name in saved["ema"]:
@@ -590,48 +581,7 @@ class Trainer:
         scaler = self.accelerator.scaler
         if scaler and saved["scaler"]:
             scaler.load_state_dict(saved["scaler"])
-        notices = self._frozen_weights_notices(saved["config"])
-        changed = changed_settings(saved["config"], self.config.model_dump(mode="json"))
-        settings = ", ".join(f"{n} {old!r} -> {new!r}" for n, (old, new) in changed.items())
-        resuming = f"resuming from step {self.step}"
-        if self.step >= self.config.steps:
-            resuming = f"{self.step} steps are done already; set steps higher to go on"
-        notices.append(resuming + (f" with changed settings: {settings}" if settings else ""))
-        if saved.get("data", self.stage.data_digest) != self.stage.data_digest:
-            notices.append(f"the photos or boxes of {self.config.data.root} are others than before")
         return notices
-
-    def _frozen_weights_notices(self, before: Mapping[str, Any]) -> list[str]:
-        """What to say of changed settings that say where the frozen weights come from.
-
-        Checkpoints hold only what is trained, and it fits only the frozen weights that it was
-        trained with. Another `init_parts` always changes those. A tower's path may have changed
-        because its file has moved, which only the user can tell.
-
-        Args:
-            before: The configuration in the checkpoint.
-
-        Raises:
-            ValueError: Another `init_parts`.
-        """
-        config = self.config
-        if config.stage == "first_stage":  # starts from nothing, and all of it is trained
-            return []
-        parts = before.get("init_parts")
-        if parts is not None and set(parts) != set(config.init_parts):
-            raise ValueError(
-                f"{self._folder} was made with init_parts {list(parts)}, not "
-                f"{list(config.init_parts)}, and its weights fit only the frozen ones of then; set "
-                "init_parts back, or choose another out"
-            )
-        tower, frozen = config.init_tower, not config.train_tower or config.lora.rank
-        old, new = before.get("init_tower"), None if tower is None else str(tower)
-        if old == new or not frozen:
-            return []
-        return [
-            f"init_tower was {old} and is now {new}: the image tower is frozen and not in the "
-            "checkpoints, so make sure that its weights are still the same"
-        ]
 
     def _check_same_step(self, step: int) -> None:
         """Raise `ValueError` unless all processes found the same checkpoint."""

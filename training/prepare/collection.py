@@ -45,6 +45,7 @@ _WORK = "prepare.partial"
 _SETTINGS = "prepare.json"
 _MAX_SETTINGS = 2**24  # bytes
 _SHOWN = 3
+_SHARE, _AT_LEAST = 0.01, 8  # photos held out by default; of few photos a fifth
 _NO_FILE = "no such file"
 _WITHOUT_BOX = "without a box left"
 
@@ -83,7 +84,7 @@ def prepare(
     out: Path,
     *,
     box_filter: BoxFilter,
-    val: float = 0.01,
+    val: float | None = None,
     verify: bool = False,
     packing: Packing | None = None,
     processes: int = 1,
@@ -94,8 +95,9 @@ def prepare(
         reader: What to read.
         out: Folder to write; the same call resumes what was interrupted there.
         box_filter: Which boxes are kept.
-        val: Photos to hold out: a share below 1, or a number; 0 writes no `val`. They are chosen by
-            a hash of the path, so a share stays the same when photos are added.
+        val: Photos to hold out: a share below 1, or a number; 0 writes no `val`. By default one in
+            a hundred, but at least eight, and of fewer than 40 photos a fifth. They are chosen by a
+            hash of the path, so a share stays the same when photos are added.
         verify: Decode every photo instead of reading its header only.
         packing: Copy the photos into tar shards, and let the indexes point there.
         processes: Worker processes; the result does not depend on it.
@@ -104,7 +106,7 @@ def prepare(
         ValueError: Nothing found or nothing left, malformed annotations, `out` was begun with other
             options or cannot be written.
     """
-    if val < 0 or (val >= 1 and val != int(val)):
+    if val is not None and (val < 0 or (val >= 1 and val != int(val))):
         raise ValueError(f"--val {val} is neither a share below 1 nor a number of photos")
     out = out.absolute()
     settings = _settings(reader, box_filter, val, verify, packing)
@@ -113,7 +115,7 @@ def prepare(
         pieces = _examine_all(_Job(reader, box_filter, verify, work), run)
         limit = _hash_limit(pieces, val, reader)
         splits = {"train": _split(pieces, limit, held_out=False)}
-        if val:
+        if val != 0:
             splits["val"] = _split(pieces, limit, held_out=True)
         packed = {}
         if packing is not None:
@@ -148,7 +150,7 @@ class _Job:
 
 
 def _settings(
-    reader: Reader, box_filter: BoxFilter, val: float, verify: bool, packing: Packing | None
+    reader: Reader, box_filter: BoxFilter, val: float | None, verify: bool, packing: Packing | None
 ) -> dict[str, Any]:
     """Everything that decides the result, as JSON can hold it."""
     stat = reader.annotations.stat()
@@ -159,7 +161,7 @@ def _settings(
         "annotations of": [stat.st_size, stat.st_mtime_ns] if reader.annotations.is_file() else [],
         "whole_masks": getattr(reader, "whole", False),
         **{k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(box_filter).items()},
-        "val": val,
+        "val": "default" if val is None else val,
         "verify": verify,
         "packing": packing and asdict(packing),
     }
@@ -273,7 +275,7 @@ def _hash(path: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def _hash_limit(pieces: list[Path], val: float, reader: Reader) -> int:
+def _hash_limit(pieces: list[Path], val: float | None, reader: Reader) -> int:
     """Photos whose hash is below it are held out.
 
     Raises:
@@ -290,7 +292,10 @@ def _hash_limit(pieces: list[Path], val: float, reader: Reader) -> int:
             f"no photo in '{reader.images}' has a box left ({reasons}); widen the limits, or check "
             "--images and --annotations"
         )
-    number = max(int(val), 1)  # a share holds out at least one
+    if val is None:
+        val, number = _SHARE, max(1, min(_AT_LEAST, len(hashes) // 5))
+    else:
+        number = max(int(val), 1)  # a share holds out at least one
     if val and number >= len(hashes):
         raise ValueError(
             f"--val {val:g} of {len(hashes)} photos leaves none to train on; hold out fewer"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ import training.prepare.collection
 from training.cli import main
 from training.data.decode import decode_photo, photo_size
 from training.data.index import BoxIndex
+from training.data.index_format import PhotoBoxes
 from training.data.shards import PhotoFiles
 from training.prepare.annotations import BoxFilter, open_reader
 from training.prepare.command import byte_size
-from training.prepare.pieces import Piece
+from training.prepare.pieces import Piece, finish
 from training.prepare.sample_sheet import SAMPLES, TILE, draw_sample
 from training.prepare.workers import process_map
 
@@ -175,6 +177,21 @@ def test_pieces_of_other_annotations_are_done_again(collection: Path, tmp_path: 
     assert path == again and len(Piece.load(path).photos) == 3
 
 
+@pytest.mark.parametrize(
+    ("photos", "held_out"), [(2, 1), (6, 1), (20, 4), (39, 7), (40, 8), (700, 8), (5000, 50)]
+)
+def test_by_default_few_photos_give_a_fifth_and_more_at_least_eight(
+    tmp_path: Path, photos: int, held_out: int
+) -> None:
+    boxes = np.array([[0, 0, 4, 4]])
+    names = [f"{number}.jpg" for number in range(photos)]
+    made = [PhotoBoxes(path=name, size=(8, 8), boxes=boxes, labels=[""]) for name in names]
+    piece = finish(tmp_path / "piece.json", names, lambda: Piece(photos=made))
+    limit = training.prepare.collection._hash_limit([piece], None, cast(Any, None))
+    found = sum(training.prepare.collection._hash(name) < limit for name in names)
+    assert found == pytest.approx(held_out, abs=0 if photos < 800 else 15)
+
+
 def test_other_options_are_refused(
     collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,7 +201,7 @@ def test_other_options_are_refused(
     capsys.readouterr()
     assert main(words(collection, out, "--min-area", "0.1", "--val", "3")) == 2
     assert (
-        "was begun with min_area 0.02 (now 0.1), val 0.01 (now 3.0); give another --out"
+        "was begun with min_area 0.02 (now 0.1), val default (now 3.0); give another --out"
         in capsys.readouterr().err
     )
     assert contents(out) == before
