@@ -2,15 +2,20 @@
 # make test   environment, then every test
 # make pictures   environment, then every picture in the repository that shows the bundled model
 # make pack   the archive for the Comfy Registry, checked; fails while pyproject.toml names no publisher
-# make soak   environment, hostile files through every way in, then fuzzing for MINUTES
+# make soak   environment, then hours of faults: hostile files through every way in, properties with TIMES as many
+#             examples, ROUNDS kills, PROMPTS in a row, fuzzing for MINUTES
+# make supply   vulnerabilities, licences and bill of materials of what is installed, in supply_out/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
 MINUTES ?= 30
+TIMES ?= 50
+ROUNDS ?= 50
+PROMPTS ?= 200
 DATA ?=
 
-.PHONY: demo test pictures pack soak lint browser peers clean
+.PHONY: demo test pictures pack soak supply lint browser peers clean
 
 demo: $(VENV)/ready
 	$(BIN)/pbe demo --out demo_out
@@ -32,13 +37,32 @@ pack: $(VENV)/ready
 	$(BIN)/python .github/registry.py pack node.zip
 	$(BIN)/python .github/registry.py metadata
 
-# What the fuzzer finds it leaves as a file in soak_out/, and the corpus that it grew beside it.
+# What fails is left in soak_out/: examples, which are tried first the next time, and the fuzzer's files. One after
+# another whatever fails, and the exit code tells of all.
+soak: export OMP_WAIT_POLICY := passive
 soak: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet atheris
 	mkdir -p soak_out/corpus
-	EVERY_ENTRY=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q tests/pbe_model/test_hostile.py
-	OMP_WAIT_POLICY=passive $(BIN)/python -m tests.soak.fuzz_torch_file -max_total_time=$$(($(MINUTES) * 60)) \
-		-timeout=5 -rss_limit_mb=2048 -max_len=8192 -artifact_prefix=soak_out/ soak_out/corpus tests/soak/corpus
+	failed=0; \
+	TIMES=$(TIMES) $(BIN)/python -m pytest --hypothesis-show-statistics tests/property \
+		tests/nodes/test_prompts_in_comfyui.py || failed=1; \
+	ROUNDS=$(ROUNDS) PROMPTS=$(PROMPTS) $(BIN)/python -m pytest -s tests/soak/kills.py tests/soak/faults_of_runs.py \
+		tests/soak/faults_in_comfyui.py || failed=1; \
+	EVERY_ENTRY=1 $(BIN)/python -m pytest -q tests/pbe_model/test_hostile.py || failed=1; \
+	$(BIN)/python -m tests.soak.fuzz_torch_file -max_total_time=$$(($(MINUTES) * 60)) -timeout=5 \
+		-rss_limit_mb=2048 -max_len=8192 -artifact_prefix=soak_out/ soak_out/corpus tests/soak/corpus || failed=1; \
+	exit $$failed
+
+# In an environment of its own. --strict: a package that could not be looked up is a failure, not a line.
+supply: $(VENV)/ready
+	test -x $(VENV)/supply/bin/pip-audit || ( $(PYTHON) -m venv $(VENV)/supply && \
+		$(VENV)/supply/bin/python -m pip install --quiet pip-audit pip-licenses cyclonedx-bom )
+	mkdir -p supply_out
+	$(VENV)/supply/bin/pip-licenses --python=$(BIN)/python --with-urls --order=license --format=markdown \
+		--output-file=supply_out/licences.md
+	$(VENV)/supply/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file supply_out/sbom.cdx.json \
+		$(BIN)/python
+	$(VENV)/supply/bin/pip-audit --strict --path $(wildcard $(VENV)/lib/python3*/site-packages)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -64,4 +88,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_out soak_out
+	rm -rf $(VENV) demo_out soak_out supply_out

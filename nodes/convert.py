@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sized
 
+import torch
 from torch import Tensor
 
 from ..pbe_model.editing.batch import BatchEditor
 from ..pbe_model.editing.crop_settings import CropSettings
 from ..pbe_model.editing.mask import resize_mask
+from ..pbe_model.editing.region import crop_mask
 from .adapter import Conditioning
 
 EMPTY_MASKS = ["error", "pass through"]
@@ -146,3 +148,28 @@ def row(batch: Tensor, index: int) -> Tensor:
 def rows(conditioning: Conditioning, indices: list[int]) -> Conditioning:
     """A CONDITIONING with these rows of its batch; shorter batches start again, as in the host."""
     return [(tokens[[i % len(tokens) for i in indices]], extra) for tokens, extra in conditioning]
+
+
+def masks_in_crops(conditioning: Conditioning, photos: Tensor, editor: BatchEditor) -> Conditioning:
+    """A CONDITIONING whose masks, drawn on the photos, are cut out as the crops to paint are.
+
+    Raises:
+        ValueError: There are several masks, but not as many as results.
+    """
+    placed = []
+    for tokens, entries in conditioning:
+        if "mask" in entries:
+            masks = mask_like(entries["mask"], photos)
+            if len(masks) not in (1, len(editor.photos)):
+                raise ValueError(
+                    f"a conditioning has {len(masks)} masks and there are {len(editor.photos)} "
+                    "results; give ConditioningSetMask one mask, or one for each result"
+                )
+            cut = [
+                crop_mask(row(masks, i)[None], region)
+                for i, regions in enumerate(editor.regions)
+                for region in regions
+            ]
+            entries = {**entries, "mask": torch.cat(cut)[editor.to_paint]}
+        placed.append((tokens, entries))
+    return placed

@@ -7,13 +7,19 @@ from typing import get_args
 import torch
 from comfy_api.latest import io
 
-from ..pbe_model.editing.exemplar_image import Fit, parse_weights, preprocess, weighted_mean
+from ..pbe_model.editing.exemplar_image import (
+    Fit,
+    check_weights,
+    parse_weights,
+    preprocess,
+    weighted_mean,
+)
 from ..pbe_model.networks.exemplar_encoder import normalise
-from .adapter import HostEncoder, tagged
+from .adapter import HostEncoder, separate, tagged
 from .category import CATEGORY, SEARCHES
 from .convert import batch_size, mask_like, rgb, row
 
-MERGES = ["one each", "average"]
+EACH, AVERAGE, SEPARATE = MERGES = ["one each", "average", "separate"]
 
 PBEEncoder = io.Custom("PBE_ENCODER")
 
@@ -56,10 +62,11 @@ class PBEExemplarEncoder(io.ComfyNode):
                 io.Combo.Input(
                     "merge",
                     options=MERGES,
-                    default="one each",
+                    default=EACH,
                     tooltip=(
                         "What a batch of exemplars means. one each: as many results. average: one "
-                        "result from several pictures of the same object."
+                        "result from several pictures of the same object. separate: one result "
+                        "from a list of conditionings, as ConditioningCombine makes it."
                     ),
                 ),
                 io.Mask.Input(
@@ -75,8 +82,8 @@ class PBEExemplarEncoder(io.ComfyNode):
                     optional=True,
                     default="",
                     tooltip=(
-                        "How much each exemplar counts in an average, such as 1, 0.5. Empty: all "
-                        "the same. Used by average only."
+                        "How much each exemplar counts, such as 1, 0.5. Empty: all the same. Used "
+                        "by average and separate."
                     ),
                 ),
             ],
@@ -117,7 +124,12 @@ class PBEExemplarEncoder(io.ComfyNode):
             for i in range(count)
         ]
         positive, negative = encoder.encode(normalise(torch.stack(pixels)))
-        if merge == "average":
-            positive = weighted_mean(positive, parse_weights(weights))
-            negative = negative[:1]
-        return io.NodeOutput(*tagged(positive, negative))
+        if merge == EACH:
+            return io.NodeOutput(*tagged(positive, negative))
+        shares = parse_weights(weights)
+        if merge == AVERAGE:
+            return io.NodeOutput(*tagged(weighted_mean(positive, shares), negative[:1]))
+        if shares is not None:
+            check_weights(shares, count)
+        exemplars, no_exemplar = tagged(positive, negative[:1])
+        return io.NodeOutput(separate(exemplars, shares), no_exemplar)

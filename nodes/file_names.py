@@ -6,6 +6,8 @@ from pathlib import PurePath
 
 _LONGEST = 200
 """Bytes in a name of a file or folder; systems take 255, and endings are added to it."""
+_LONGEST_PATH = 1000
+"""Bytes in all of it; systems take 4096 or fewer, with the folder that it lies in."""
 
 
 def checked_name(name: str) -> str:
@@ -22,9 +24,10 @@ def checked_name(name: str) -> str:
         shown = name if len(name) <= _LONGEST else f"{name[:60]} ..."
         raise ValueError(f"{shown!r} is not a name for a file; give one such as cat or pets/cat")
     longest = max(path.parts, key=lambda part: len(part.encode()))
-    if len(longest.encode()) > _LONGEST:
-        raise ValueError(
-            f"the name {longest[:30]} ... has {len(longest)} characters ({len(longest.encode())} "
-            f"bytes), and {_LONGEST} bytes are the most; give a shorter one"
-        )
+    for text, most in ((longest, _LONGEST), (path.as_posix(), _LONGEST_PATH)):
+        if len(text.encode()) > most:
+            raise ValueError(
+                f"the name {text[:30]} ... has {len(text)} characters ({len(text.encode())} "
+                f"bytes), and {most} bytes are the most; give a shorter one"
+            )
     return path.as_posix()

@@ -14,7 +14,8 @@ from ..pbe_model.editing.edit import check_guidance_interval
 from .adapter import Conditioning, check_parts, encode_masked, pbe_config, sample
 from .adapter.guidance import limit_guidance
 from .category import CATEGORY, SEARCHES
-from .convert import EMPTY_MASKS, cut_out, mask_like, rgb, rows
+from .convert import EMPTY_MASKS, cut_out, mask_like, masks_in_crops, rgb, rows
+from .preview import outlined
 from .stitch import PBEStitchInfo
 
 EACH_RESULT, EACH_HOLE = "one for each result", "one for each hole"
@@ -41,6 +42,7 @@ class PBEInpaintSampler(io.ComfyNode):
                 "object insertion",
                 "ksampler",
             ],
+            has_intermediate_output=True,  # it shows the result also when that comes from the cache
             inputs=[
                 io.Model.Input("model", tooltip="From Load Paint by Example; LoRAs may follow it."),
                 io.Conditioning.Input("positive", tooltip="The exemplar, from Exemplar Encoder."),
@@ -58,7 +60,7 @@ class PBEInpaintSampler(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=2**63 - 1,
+                    max=2**64 - 1,
                     control_after_generate=True,
                     tooltip=(
                         "Seed of the noise. Result i of a batch uses seed + i, for all its holes."
@@ -294,12 +296,20 @@ class PBEInpaintSampler(io.ComfyNode):
         if (guidance_start, guidance_end) != (0, 1):
             model = limit_guidance(model, guidance_start, guidance_end)
         photos = rgb(image)
-        tokens = positive[0][0]
-        for_holes = exemplars == EACH_HOLE and len(tokens) > 1
+        tokens = max((tokens for tokens, _ in positive), key=len)
+        for_holes = exemplars == EACH_HOLE
+        if for_holes and len(positive) > 1:
+            raise ValueError(
+                f"positive holds {len(positive)} separate conditionings, and {EACH_HOLE!r} takes "
+                "its exemplars from one batch; set merge to one each in Exemplar Encoder, or "
+                f"exemplars to {EACH_RESULT!r}"
+            )
+        for_holes = for_holes and len(tokens) > 1
         multiple = config.size_multiple
+        masks = mask_like(mask, photos)
         editor = cut_out(
             photos,
-            mask_like(mask, photos),
+            masks,
             region=region,
             context=context,
             blend=blend,
@@ -317,6 +327,9 @@ class PBEInpaintSampler(io.ComfyNode):
         chosen = [whose[i] for i in editor.to_paint]
         if chosen != list(range(len(editor.photos))):
             positive, negative = rows(positive, chosen), rows(negative, chosen)
+        positive, negative = (
+            masks_in_crops(conditioning, photos, editor) for conditioning in (positive, negative)
+        )
         latents = None
 
         def paint(crops: torch.Tensor, hole_masks: torch.Tensor) -> torch.Tensor:
@@ -364,4 +377,5 @@ class PBEInpaintSampler(io.ComfyNode):
             torch.cat([result.crops for result in results]),
             torch.stack([result.blend_mask for result in results]),
             editor,
+            ui=outlined(results, masks),
         )

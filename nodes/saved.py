@@ -126,8 +126,8 @@ def _only(name: str, conditioning: Conditioning) -> Tensor:
     """The tokens of a conditioning that has a single entry."""
     if len(conditioning) != 1:
         raise ValueError(
-            f"{name} combines {len(conditioning)} conditionings; save each of them, or merge them "
-            "with ConditioningAverage"
+            f"{name} combines {len(conditioning)} conditionings, and a file holds one; save each "
+            "of them, or take one each or average as the merge of Exemplar Encoder"
         )
     tokens, entries = conditioning[0]
     check_tagged(name, tokens, entries)

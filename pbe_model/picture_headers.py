@@ -4,25 +4,33 @@ Of the formats that Pillow knows, only those are tried that its own code decodes
 counted before they take memory. But a few bytes can cost hours or gigabytes in ways that the number
 of pixels does not show: a JPEG may go through its pixels in any number of scans of thirty bytes
 each, and the entries of a TIFF may all point to the same bytes, which decoders copy once for each.
+
+What a file says beside its pixels (texts, resolutions, a date) never costs the picture.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import io
 import os
 import re
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from .file_kinds import HEAD, is_heif, what_it_really_is
+
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
-"""Pillow's names of the formats that are read. Some of the others (PostScript) start programs."""
+"""Pillow's names of the formats that are read. Some of the others (PostScript) start programs. HEIF
+is read where the package pillow-heif is installed."""
 
 MAX_PIXELS = 2**25
 """Pixels that any picture may have, however small its file: masks are flat, and their files small.
@@ -46,15 +54,25 @@ DECODER_ERRORS = (
 """What Pillow's decoders were seen to raise on damaged files."""
 
 JPEG_START = b"\xff\xd8"
+PNG_START = b"\x89PNG\r\n\x1a\n"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
+_Result = TypeVar("_Result")
 _SCAN_START = re.compile(b"\xff\xda")
 _MOST_SCANS = 1000  # encoders make ten, or some dozens
 _MOST_WORK = 2**31  # pixels times scans of a JPEG: a second or two
+_CHUNK = struct.Struct(">I4s")
+_MOST_CHUNKS = 2**17  # of a PNG; encoders make one of some kilobytes
+_MOST_PROFILE = 2**20  # bytes of a colour profile in a PNG, as in Pillow
+_TURNS = range(2, 9)  # EXIF orientations other than upright
 _BIG_TIFF = 43
 _MOST_ENTRIES = 2**16  # of a TIFF directory; more are not read
 # Bytes of a TIFF item by its type; items of other types are not read.
 _TIFF_UNITS = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8, 0])
+
+
+class UnsupportedPicture(ValueError):
+    """A sound picture of a kind that is not read; the message says which, and the remedy."""
 
 
 def open_picture(file: BinaryIO) -> Image.Image:
@@ -64,6 +82,7 @@ def open_picture(file: BinaryIO) -> Image.Image:
         file: Seekable.
 
     Raises:
+        UnsupportedPicture: HEIF without its package.
         PIL.UnidentifiedImageError: In none of `FORMATS`.
         PIL.Image.DecompressionBombError: Too many pixels, in the picture or in a tile.
         Exception: One of `DECODER_ERRORS`: the header is damaged.
@@ -72,13 +91,17 @@ def open_picture(file: BinaryIO) -> Image.Image:
     if size > MAX_BYTES:
         raise OSError(f"it has {size:,} bytes, and {MAX_BYTES:,} are the most")
     file.seek(0)
-    if file.read(4) in TIFF_STARTS:
+    head = file.read(64)
+    if head.startswith(TIFF_STARTS):
         check_tiff_entries(file)
     Image.init()  # registers formats; an older Pillow does not have all of them
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    if is_heif(head):
+        formats = [_heif()]
     file.seek(0)
     pieces: Any = _Pieces(file)
     try:
-        picture = Image.open(pieces, formats=[name for name in FORMATS if name in Image.OPEN])
+        picture = Image.open(pieces, formats=formats)
     except Image.DecompressionBombError as error:
         raise Image.DecompressionBombError("hundreds of megapixels") from error
     pieces.left = sys.maxsize  # from here on the picture is read
@@ -91,6 +114,107 @@ def open_picture(file: BinaryIO) -> Image.Image:
     if any(width * height > limit for width, height in _sides(picture)):
         raise Image.DecompressionBombError(f"more than {limit / 1e6:.0f} megapixels")
     return picture
+
+
+def _heif() -> str:
+    """Pillow's name of HEIF, once the package that reads it is there."""
+    if "HEIF" not in Image.OPEN:
+        if importlib.util.find_spec("pillow_heif") is None:
+            raise UnsupportedPicture(
+                "it is a HEIF photo; install the package pillow-heif, or save it as JPEG"
+            )
+        importlib.import_module("pillow_heif").register_heif_opener()
+    return "HEIF"
+
+
+def describe_stranger(file: BinaryIO) -> str:
+    """What a file is that is no picture, to be read after "it is"."""
+    file.seek(0)
+    kind = what_it_really_is(file.read(HEAD))
+    unknown = "not a picture of a known format"
+    if kind is None or kind == "an empty file":
+        return kind or unknown
+    if kind.endswith(" picture"):
+        return f"{unknown}: {kind} that is damaged, or of a rare kind such as colours in floats"
+    return f"{unknown} but {kind}"
+
+
+def orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, from 1 to 8; 1 where there is none or it is nonsense.
+
+    Also for TIFF, which Pillow turns by itself, and whose size it states as it will be.
+
+    Raises:
+        Exception: One of `DECODER_ERRORS`: in a PNG EXIF may stand behind the pixels, so they are
+            read, and they are damaged.
+    """
+    if picture.format == "TIFF":
+        return 1
+    if picture.format == "PNG":
+        picture.load()
+    try:
+        turn = picture.getexif().get(ExifTags.Base.Orientation)
+    except DECODER_ERRORS:
+        return 1
+    return turn if isinstance(turn, int) and turn in _TURNS else 1
+
+
+def read_leniently(file: BinaryIO, read: Callable[[BinaryIO], _Result]) -> _Result:
+    """`read(file)`; again without what stands beside the pixels if that fails for a PNG.
+
+    Raises:
+        Exception: As `read`.
+    """
+    try:
+        return read(file)
+    except DECODER_ERRORS:
+        essential = essential_png(file)
+        if essential is None:
+            raise
+        return read(essential)
+
+
+def essential_png(file: BinaryIO) -> BinaryIO | None:
+    """A PNG without the chunks that one may leave out; None where there are none, or it is no PNG.
+
+    A profile and EXIF stay where they are sound. Pillow refuses a picture for a fault of any chunk.
+    """
+    file.seek(0)
+    if file.read(len(PNG_START)) != PNG_START:
+        return None
+    file.seek(0)
+    whole = memoryview(file.read(MAX_BYTES))
+    kept, position, dropped = [whole[: len(PNG_START)]], len(PNG_START), False
+    for _ in range(_MOST_CHUNKS):
+        if position + _CHUNK.size > len(whole):
+            break
+        length, kind = _CHUNK.unpack_from(whole, position)
+        end = position + _CHUNK.size + length + 4
+        chunk = whole[position:end]
+        if _is_essential(kind, chunk):
+            kept.append(chunk)
+        else:
+            dropped = True
+        position = end
+        if kind == b"IEND":
+            break
+    return io.BytesIO(b"".join(kept)) if dropped else None
+
+
+def _is_essential(kind: bytes, chunk: memoryview) -> bool:
+    if kind[:1].isupper() or not kind.isalpha() or kind == b"tRNS":
+        return True
+    if kind not in (b"iCCP", b"eXIf") or zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:]):
+        return False
+    if kind == b"eXIf":
+        return True
+    packed = bytes(chunk[_CHUNK.size : -4]).partition(b"\0")[2]
+    unpacking = zlib.decompressobj()
+    try:
+        unpacking.decompress(packed[1:], _MOST_PROFILE)
+    except zlib.error:
+        return False
+    return packed[:1] == b"\0" and unpacking.eof
 
 
 class _Pieces:

@@ -41,12 +41,14 @@ class Ran:
         steps: The last step that a sampler announced.
         previews: How many came.
         cancelled: Seconds from asking for it to the end, if it was.
+        held: The most memory that was held at the end of a step, if it was watched.
     """
 
     pictures: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     steps: int = 0
     previews: int = 0
     cancelled: float | None = None
+    held: int = 0
 
 
 class ComfyUI:
@@ -123,27 +125,49 @@ class ComfyUI:
 
     def memory(self) -> dict[str, int]:
         """Bytes in use: of the process, and of the card if it has one."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
-        (resident,) = (line for line in status.splitlines() if line.startswith("VmRSS"))
-        found = {"process": int(resident.split()[1]) * 1024}
+        found = {"process": self._resident()}
         device = self.get("/system_stats")["devices"][0]
         if device["type"] == "cuda":
             found["card"] = device["vram_total"] - device["vram_free"]
         return found
 
-    def run(self, prompt: Prompt, cancel_at: int | None = None) -> Ran:
+    def held(self) -> int:
+        """Bytes that are in use or kept for later: as `memory`, but with torch's cache."""
+        return self._held(self.get("/system_stats"))
+
+    def _held(self, stats: dict[str, Any]) -> int:
+        device = stats["devices"][0]
+        if device["type"] == "cuda":
+            return device["vram_total"] - device["vram_free"] + device["torch_vram_free"]
+        return self._resident()
+
+    def _resident(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        (resident,) = (line for line in status.splitlines() if line.startswith("VmRSS"))
+        return int(resident.split()[1]) * 1024
+
+    def free(self) -> None:
+        """Have it unload all models and forget all results, as by the page's button."""
+        body = json.dumps({"unload_models": True, "free_memory": True}).encode()
+        request = urllib.request.Request(f"http://{self.address}/free", data=body)
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request, timeout=30):
+            pass
+
+    def run(self, prompt: Prompt, cancel_at: int | None = None, *, watch: bool = False) -> Ran:
         """Queue a prompt and follow it to its end.
 
         Args:
             prompt: In the form of its API.
             cancel_at: The step at which it is cancelled, as by the page's button.
+            watch: Ask for its memory at every step.
 
         Raises:
             HostError: It was refused, or a node failed.
         """
-        return asyncio.run(self._run(prompt, cancel_at))
+        return asyncio.run(self._run(prompt, cancel_at, watch))
 
-    async def _run(self, prompt: Prompt, cancel_at: int | None) -> Ran:
+    async def _run(self, prompt: Prompt, cancel_at: int | None, watch: bool) -> Ran:
         url, ran, asked = f"http://{self.address}", Ran(), 0.0
         queued = {"prompt": prompt, "client_id": self.client}
         async with (
@@ -172,6 +196,9 @@ class ComfyUI:
                         ran.pictures[data["node"]] = data["output"].get("images", [])
                     case "progress":
                         ran.steps = data["value"]
+                        if watch:
+                            async with session.get(f"{url}/system_stats") as answer:
+                                ran.held = max(ran.held, self._held(await answer.json()))
                         if ran.steps == cancel_at:
                             asked = time.monotonic()
                             await session.post(f"{url}/interrupt", json={})

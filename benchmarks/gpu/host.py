@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.comfyui import ComfyUI, HostError, Prompt
+from benchmarks.gpu.host_memory import FLAGS, peaks, reserved_for_others, write_models
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.pack_host import SERVER, SITE, unpack
-from benchmarks.gpu.report import Report
+from benchmarks.gpu.report import Report, free
 from pbe_model import PaintByExample, edit
 from pbe_model.scenes import load_scenes
 
@@ -29,6 +30,8 @@ FP8 = {"fp8_e4m3fn": torch.float8_e4m3fn}
 LOWVRAM = ("--lowvram", "--disable-dynamic-vram", "--disable-xformers", "--fp8_e4m3fn-unet")
 GROWTH = {"process": 64.0, "card": 16.0}
 """MiB that may be added over the runs."""
+BESIDE = 64.0
+"""MiB of the card that our MODEL may take more than the host's own SD 1.5."""
 
 _STARTING = 60.0  # seconds
 _references: dict[Options, dict[str, np.ndarray]] = {}
@@ -54,7 +57,7 @@ def prepare(options: Options) -> None:
 
 
 def run(report: Report, options: Options) -> None:
-    """One server for most, and one with little memory."""
+    """One server for most, and others with little memory."""
     if options.host is None:
         report.skip("the nodes in ComfyUI", "needs --host; see gpu.md")
         return
@@ -68,10 +71,15 @@ def run(report: Report, options: Options) -> None:
         checks = _Checks(report, options, server, folder)
         report.attempt("ComfyUI", checks.as_it_starts)
         title = f"ComfyUI {' '.join(LOWVRAM)}"
+        beside = "memory beside ComfyUI's own SD 1.5"
         if options.cuda:
             report.attempt(title, partial(checks.with_little_memory, title), needs=15)
+            if options.small:
+                report.skip(beside, "needs the published sizes")
+            else:
+                report.attempt(beside, checks.beside_the_hosts_own, needs=40)
         else:
-            report.skip(title, "needs CUDA")
+            report.skip(f"{title}; {beside}", "needs CUDA")
 
 
 class _Checks:
@@ -81,6 +89,8 @@ class _Checks:
         self.server = server
         self.folder = folder
         self.expected = _references[options]
+        self.models = folder / "models"
+        self.free = 0  # bytes of the card that a server has found
 
     def as_it_starts(self) -> None:
         """What users do who give ComfyUI no arguments."""
@@ -97,16 +107,37 @@ class _Checks:
         with self._running("small", *LOWVRAM) as host:
             self._compare(title, self._paint(host), "fp8_e4m3fn")
 
+    def beside_the_hosts_own(self) -> None:
+        """Peaks of both, with the arguments for little memory and as the server starts."""
+        write_models(self.models, self.options.on)
+        free()
+        for title, words in FLAGS.items():
+            if "--lowvram" in words:
+                words = (*words, *reserved_for_others(self.free))
+            job = partial(self._peaks, title, *words)
+            self.report.attempt(f"memory, {title}", job, needs=15)
+
+    def _peaks(self, title: str, *words: str) -> None:
+        with self._running(title.strip("-"), *words) as host:
+            ours, theirs = peaks(host)
+        self.report.check(f"memory, {title}, more than SD 1.5", ours - theirs, BESIDE, "MiB",
+                          f"{ours:,.0f} and {theirs:,.0f} MiB at 512 pixels")  # fmt: skip
+
     @contextmanager
     def _running(self, name: str, *words: str) -> Iterator[ComfyUI]:
         began = time.monotonic()
         device = () if self.options.cuda else ("--cpu",)
         seconds = min(_STARTING, max(1.0, self.report.left))
         packages = self.folder / SITE
-        with ComfyUI(self.server, self.folder / name, packages, (*device, *words), seconds) as host:
+        base = self.folder / name
+        if self.models.exists():
+            base.mkdir()
+            (base / "models").symlink_to(self.models, target_is_directory=True)
+        with ComfyUI(self.server, base, packages, (*device, *words), seconds) as host:
             if not host.get("/object_info/PBELoader"):
                 raise HostError(f"it did not load the nodes; its log:\n{host.log[-4000:]}")
             found = host.get("/system_stats")
+            self.free = found["devices"][0]["vram_free"]
             what = f"{found['system']['comfyui_version']}, {found['devices'][0]['name']}"
             title = " ".join(["ComfyUI", *words, "starts"])
             self.report.value(title, time.monotonic() - began, "s", what)

@@ -6,7 +6,7 @@ native VAE (`first_stage`), the exemplar encoder an object with a model patcher 
 dtype flags work on them as on its own models.
 """
 
-from .conditioning import Conditioning, check_tagged, tagged
+from .conditioning import Conditioning, check_tagged, separate, tagged
 from .denoiser import load_model, pbe_config
 from .encoder import HostEncoder
 from .first_stage import encode_masked, latent_format, load_vae
@@ -28,6 +28,7 @@ __all__ = [
     "not_weights",
     "pbe_config",
     "sample",
+    "separate",
     "show",
     "tagged",
 ]

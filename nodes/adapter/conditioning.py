@@ -5,6 +5,7 @@ A text prompt has the width of the published model's tokens, so nothing else wou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,22 @@ _TAG = "paint_by_example"
 def tagged(positive: Tensor, negative: Tensor) -> tuple[list, list]:
     """The host's CONDITIONING of an exemplar and of the learnable vector, (B, M, D) each."""
     return [[positive, {_TAG: EXEMPLAR}]], [[negative, {_TAG: NO_EXEMPLAR}]]
+
+
+def separate(conditioning: list, weights: Sequence[float] | None = None) -> list:
+    """A conditioning for each row of the batch of the only one, in one list.
+
+    The host's nodes and samplers treat them as those that its ConditioningCombine puts together.
+
+    Args:
+        conditioning: From `tagged`.
+        weights: Strength of each; None leaves all the same, and one of 0 is left out.
+    """
+    ((tokens, entries),) = conditioning
+    if weights is None:
+        return [[row, dict(entries)] for row in tokens.split(1)]
+    pairs = zip(tokens.split(1), weights, strict=True)
+    return [[row, {**entries, "strength": weight}] for row, weight in pairs if weight]
 
 
 def check_tagged(name: str, tokens: Tensor | None, entries: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from ...pbe_model.networks.masked_inputs import latent_keep_mask, photo_channels
 from .attention import OVERRIDE, CrossAttention, attention_override
 from .conditioning import check_tokens
 from .control import check_control_net, check_residuals, skip_widths
-from .patches import attention_places, patches_named, sample_watched, warn_of_absent
+from .patches import WRAPPER, attention_places, patches_named, sample_watched, warn_of_absent
 
 
 def build_unet(norm_groups: int, *, operations: Any, **sizes: Any) -> UNetModel:
@@ -75,26 +75,17 @@ class PBEModel(comfy.model_base.BaseModel):
         self.attention_places = attention_places(self.diffusion_model)
         self.widths = skip_widths(self.diffusion_model)
 
-    def apply_model(
-        self,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Tensor | None = None,
-        c_crossattn: Tensor | None = None,
-        control: Any = None,
-        transformer_options: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
+    def apply_model(self, x: Tensor, t: Tensor, *args: Any, **conditions: Any) -> Tensor:
         """As the host's; patches of places that are not there are named in the page.
 
         Raises:
             ValueError: A patch or control is made for a network of other widths.
         """
-        options = transformer_options or {}
+        options = conditions.get("transformer_options", {})
         warn_of_absent(options, self.attention_places)
-        check_residuals(control, self.widths)
+        check_residuals(conditions.get("control"), self.widths)
         with patches_named(options):
-            return super().apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            return super().apply_model(x, t, *args, **conditions)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """The host's conditions of one conditioning, which must be an exemplar's.
@@ -242,7 +233,7 @@ def load_model(
     if override is not None:
         patcher.model_options["transformer_options"][OVERRIDE] = override
     wrappers = comfy.patcher_extension.WrappersMP
-    patcher.add_wrapper_with_key(wrappers.OUTER_SAMPLE, "paint_by_example", sample_watched)
+    patcher.add_wrapper_with_key(wrappers.OUTER_SAMPLE, WRAPPER, sample_watched)
     return patcher
 
 

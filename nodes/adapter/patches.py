@@ -22,6 +22,9 @@ from torch import Tensor
 from .conditioning import check_order
 from .page import warn
 
+WRAPPER = "paint_by_example"
+"""Name of our own wrapper in a patcher of the host."""
+
 Place = tuple[str, str | int] | tuple[str, int, int]
 
 _WATCHED = {
@@ -53,6 +56,16 @@ def attention_places(unet: UNetModel) -> set[Place]:
     return places
 
 
+def patches_in(options: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Kind, place (empty for kinds without one) and patch of all in `transformer_options`."""
+    for kind, replaced in options.get("patches_replace", {}).items():
+        for place, patch in replaced.items():
+            yield kind, place, patch
+    for kind, patches in options.get("patches", {}).items():
+        for patch in patches:
+            yield kind, (), patch
+
+
 def warn_of_absent(options: dict[str, Any], places: set[Place]) -> None:
     """Name the nodes that are made for another network, by the places that they patch.
 
@@ -65,29 +78,22 @@ def warn_of_absent(options: dict[str, Any], places: set[Place]) -> None:
     """
     absent: dict[str, list[str]] = {}
     present: Counter[str] = Counter()
-    for kind, patches in options.get("patches_replace", {}).items():
-        for place, patch in patches.items():
-            if kind in ("attn1", "attn2") and place in places:
-                present[owner_of(patch)] += 1
-            else:
-                where = " ".join(map(str, place if isinstance(place, tuple) else (place,)))
-                absent.setdefault(owner_of(patch), []).append(f"{kind} {where}")
-    for kind, patches in options.get("patches", {}).items():
-        for patch in patches:
-            if kind in PATCHES:
-                present[owner_of(patch)] += 1
-            else:
-                absent.setdefault(owner_of(patch), []).append(kind)
-    for owner, where in absent.items():
-        if present[owner] >= len(where):
-            continue
-        if present[owner]:
-            found = f"{owner} is made for another network: this model's has {present[owner]} of the"
-            found += f" {present[owner] + len(where)} places that it patches, but not"
+    for kind, place, patch in patches_in(options):
+        if kind in PATCHES or (kind in ("attn1", "attn2") and place in places):
+            present[owner_of(patch)] += 1
         else:
-            found = f"{owner} has no effect: this model's network has none of the places that it"
-            found += " patches, such as"
-        warn(f"{found} {where[0]}; remove the node, or use it with the models that it is made for")
+            where = map(str, place if isinstance(place, tuple) else (place,))
+            absent.setdefault(owner_of(patch), []).append(" ".join([kind, *where]))
+    for owner, where in absent.items():
+        some = present[owner]
+        if some >= len(where):
+            continue
+        found = "has no effect: this model's network has none of the places that it patches, such"
+        found += f" as {where[0]}"
+        if some:
+            found = f"is made for another network: this model's has {some} of the"
+            found += f" {some + len(where)} places that it patches, but not {where[0]}"
+        warn(f"{owner} {found}; remove the node, or use it with the models that it is made for")
 
 
 def warn_of_unmerged(patcher: comfy.model_patcher.ModelPatcher) -> None:
@@ -116,15 +122,12 @@ def patches_named(options: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        kinds = options.get("patches_replace", {}).values()
-        patches = [patch for kind in kinds for patch in kind.values()]
-        patches += [patch for kind in options.get("patches", {}).values() for patch in kind]
-        if not patches or comfy.model_management.is_oom(error):
+        owners = sorted({owner_of(patch) for *_, patch in patches_in(options)})
+        if not owners or comfy.model_management.is_oom(error):
             raise
-        owners = ", ".join(sorted(set(map(owner_of, patches))))
         raise ValueError(
-            f"the model cannot run with the patches of {owners} ({error}); remove the node, or use "
-            "it with a checkpoint of Stable Diffusion 1.5's sizes"
+            f"the model cannot run with the patches of {', '.join(owners)} ({error}); remove the "
+            "node, or use it with a checkpoint of Stable Diffusion 1.5's sizes"
         ) from error
 
 
@@ -161,20 +164,19 @@ def sample_watched(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
     warn_of_unmerged(guider.model_patcher)
     before = guider.model_options
     guider.model_options = comfy.model_patcher.create_model_options_clone(before)
-    patches = guider.model_options["transformer_options"].get("patches", {})
-    watched: dict[str, list[Watched]] = {}
+    options = guider.model_options["transformer_options"]
+    patches = options.get("patches", {})
     for kind in patches.keys() & _WATCHED:
         # Those with weights of their own are moved by the host, which needs to see them.
         patches[kind] = [p if hasattr(p, "to") else Watched(p) for p in patches[kind]]
-        for patch in patches[kind]:
-            if isinstance(patch, Watched):
-                watched.setdefault(owner_of(patch.patch), []).append(patch)
     try:
         output = executor(*args, **kwargs)
     finally:
         guider.model_options = before
-    for owner, parts in watched.items():
-        if not any(patch.acted for patch in parts):
+    watched = [patch for *_, patch in patches_in(options) if isinstance(patch, Watched)]
+    acted = {owner_of(patch.patch) for patch in watched if patch.acted}
+    for owner in dict.fromkeys(owner_of(patch.patch) for patch in watched):
+        if owner not in acted:
             warn(
                 f"{owner} changed nothing: this model's network has none of the widths or sizes "
                 "that it looks for, or it was off at every step; remove the node or change its "

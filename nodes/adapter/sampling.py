@@ -30,7 +30,7 @@ def check_parts(
             "Load Paint by Example"
         )
     for name, conditioning in (("positive", positive), ("negative", negative)):
-        for tokens, entries in conditioning:
+        for tokens, entries in conditioning or [(None, {})]:
             check_tokens(config, name, tokens, entries)
     check_order([entries for _, entries in positive], [entries for _, entries in negative])
 

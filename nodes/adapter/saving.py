@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import comfy.lora
 import comfy.model_management
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...pbe_model.checkpoints.safetensors_io import Deferred
-from .patches import owner_of
+from .patches import WRAPPER, owner_of, patches_in
 
 _PREFIX = "diffusion_model."
 
@@ -36,38 +35,28 @@ def denoiser_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, Defer
     # As the host itself asks for them when it merges: the weight, then its patches.
     patched = model.get_key_patches(_PREFIX)
     progress = comfy.utils.ProgressBar(len(patched))
+
+    def compute(key: str) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        progress.update(1)
+        (weight, convert), *patches = patched[key]
+        plain = convert(weight, inplace=False)  # a quantised weight as what it is computed in
+        if not patches:
+            return plain.to(torch.float32)
+        result = comfy.lora.calculate_weight(
+            patches, plain.to(device=model.load_device, dtype=torch.float32, copy=True), key
+        )
+        if result.shape != weight.shape:
+            raise ValueError(
+                f"a patch makes {key.removeprefix(_PREFIX)} {tuple(result.shape)} instead of "
+                f"{tuple(weight.shape)}, which is another architecture; remove that LoRA or merge"
+            )
+        return result
+
     return {
-        key.removeprefix(_PREFIX): Deferred(
-            weight.shape,
-            torch.float32,
-            partial(_patched, key, weight, convert, patches, model.load_device, progress),
-        )
-        for key, ((weight, convert), *patches) in patched.items()
+        key.removeprefix(_PREFIX): Deferred(weight.shape, torch.float32, partial(compute, key))
+        for key, ((weight, _), *_) in patched.items()
     }
-
-
-def _patched(
-    key: str,
-    weight: Tensor,
-    convert: Any,
-    patches: list[Any],
-    device: torch.device,
-    progress: comfy.utils.ProgressBar,
-) -> Tensor:
-    comfy.model_management.throw_exception_if_processing_interrupted()
-    progress.update(1)
-    plain = convert(weight, inplace=False)  # a quantised weight as what it is computed in
-    if not patches:
-        return plain.to(torch.float32)
-    result = comfy.lora.calculate_weight(
-        patches, plain.to(device=device, dtype=torch.float32, copy=True), key
-    )
-    if result.shape != weight.shape:
-        raise ValueError(
-            f"a patch makes {key.removeprefix(_PREFIX)} {tuple(result.shape)} instead of "
-            f"{tuple(weight.shape)}, which is another architecture; remove that LoRA or merge"
-        )
-    return result
 
 
 def held_as(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE) -> dict[str, torch.dtype]:
@@ -79,6 +68,10 @@ def held_as(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE) -> dict[
 
 def not_weights(model: comfy.model_patcher.ModelPatcher) -> list[str]:
     """Names of changes to a MODEL that are settings of a run, and so in no file."""
-    patches = model.model_options["transformer_options"].get("patches", {})
-    owners = {owner_of(patch) for kind in patches.values() for patch in kind}
-    return sorted(owners | set(model.object_patches))
+    options = model.model_options
+    changes = [patch for *_, patch in patches_in(options["transformer_options"])]
+    for value in options.values():
+        changes += filter(callable, value if isinstance(value, list) else [value])
+    keys = {key for kind in model.wrappers.values() for key, some in kind.items() if key and some}
+    names = {owner_of(change) for change in changes} | keys | set(model.object_patches)
+    return sorted(names - {WRAPPER})

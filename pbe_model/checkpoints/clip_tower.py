@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..config import ExemplarConfig
 from ..model import PaintByExample
 from ..untrusted import shown
 from .diffusers_folder import read_config, read_part
-from .load import check_types, state_dict
+from .eight_bits import widen
 from .official_names import TOWER
-from .safetensors_io import cast, read_safetensors
-from .torch_file import load_tensors
+from .reading import state_dict
+from .safetensors_io import cast, check_types
+from .weights_file import read_weights
+from .wrappers import TOWER as LAYOUT
+from .wrappers import find_weights, unwrap
 
 PUBLISHED = "openai/clip-vit-large-patch14"
 
@@ -53,15 +55,15 @@ def load_tower(model: PaintByExample, path: str | Path) -> list[str]:
         file = path / "config.json"
         if os.path.isfile(file):
             _check_config(path, read_config(file), model.config.exemplar)
-        tensors = read_part(path, path)
+        tensors, _ = read_part(path, path, LAYOUT)
     elif not os.path.isfile(path):
         raise ValueError(f"no image tower at {path}; give the folder or file of {PUBLISHED}")
-    elif path.suffix == ".safetensors":
-        tensors = read_safetensors(path)[0]
     else:
-        tensors = {n: t for n, t in load_tensors(path).items() if isinstance(t, Tensor)}
-    found, ignored = {}, []
-    for name, tensor in tensors.items():
+        held, _, kind = read_weights(path)
+        tensors = find_weights(held, LAYOUT, path).tensors if kind == "torch" else held
+    bare = unwrap(widen(tensors, path).tensors, LAYOUT, path)
+    found, ignored = {}, [*bare.dropped]
+    for name, tensor in bare.tensors.items():
         if _IGNORED.fullmatch(name):
             ignored.append(name)
         else:

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ from torch import Tensor
 
 from ..untrusted import read_json, shown
 from .diffusers_layout import FOLDERS, SCHEDULER
-from .safetensors_io import MAX_HEADER, MappedPages, read_safetensors, write_safetensors
-from .torch_file import load_tensors
+from .eight_bits import widen
+from .links import followed
+from .official_names import is_derived
+from .safetensors_io import MAX_HEADER, MappedPages, types_of, write_safetensors
+from .weights_file import read_weights
+from .wrappers import PARTS_OF_FOLDER, Layout, Nested, find_weights, unwrap
 
 _MAX_SHARDS = 1000
 
@@ -26,10 +31,25 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """What a part's file may be called, in the order in which they are looked for."""
 
 
-def read_folder(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
-    """Configurations by part, and tensors by part and name, such as `unet.conv_in.weight`.
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """What a folder holds."""
 
-    The scheduler's configuration, which may be missing, is under `SCHEDULER`.
+    configs: dict[str, dict[str, Any]]
+    """By part; the scheduler's, which may be missing, is under `SCHEDULER`."""
+    tensors: dict[str, Tensor]
+    """By part and name, such as `unet.conv_in.weight`."""
+    given: dict[str, str]
+    """What a name is in the file, after its part."""
+    dropped: list[str]
+    dtypes: list[str]
+    """The types that the files store."""
+    notes: list[str]
+    """What was done to make weights of the files' content, for a report."""
+
+
+def read_folder(path: Path) -> Folder:
+    """Read a folder's configurations and weights.
 
     Args:
         path: A Paint by Example folder, or a Stable Diffusion one, which has no image encoder.
@@ -37,7 +57,12 @@ def read_folder(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor
     Raises:
         ValueError: A part is missing or damaged, or a link leads out of the folder.
     """
-    configs, tensors = {}, {}
+    configs: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, Tensor] = {}
+    given: dict[str, str] = {}
+    stored: list[Tensor] = []
+    dropped: list[str] = []
+    notes: list[str] = []
     stable_diffusion = (path / "text_encoder").is_dir()
     for part in FOLDERS:
         file = path / part / "config.json"
@@ -48,12 +73,27 @@ def read_folder(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor
                 f"the folder {path} has no {part}/config.json; give a Paint by Example folder in "
                 "diffusers' layout, or a .safetensors or .ckpt file"
             )
-        configs[part] = read_config(_inside(file, path))
-        for name, tensor in read_part(path / part, path).items():
-            tensors[f"{part}.{name}"] = tensor
+        configs[part] = read_config(followed(file, path))
+        loaded, entries = read_part(path / part, path, PARTS_OF_FOLDER[part])
+        widened = widen(loaded, path)
+        bare = unwrap(widened.tensors, PARTS_OF_FOLDER[part], path / part)
+        for name, as_given in bare.given.items():
+            if not is_derived(f"{part}.{name}"):
+                stored.append(loaded[as_given])
+        tensors |= {f"{part}.{name}": tensor for name, tensor in bare.tensors.items()}
+        given |= {f"{part}.{name}": f"{part}.{own}" for name, own in bare.given.items()}
+        dropped += [f"{part}.{name}" for name in (*widened.dropped, *bare.dropped)]
+        notes += [f"{part}: {note}" for note in (*entries, *widened.notes, *bare.notes)]
     if (scheduler := path / SCHEDULER).is_file():
-        configs[SCHEDULER] = read_config(_inside(scheduler, path))
-    return configs, tensors
+        configs[SCHEDULER] = read_config(followed(scheduler, path))
+    return Folder(
+        configs=configs,
+        tensors=tensors,
+        given=given,
+        dropped=dropped,
+        dtypes=types_of(stored),
+        notes=notes,
+    )
 
 
 def write_folder(
@@ -111,15 +151,24 @@ def read_config(path: Path) -> dict[str, Any]:
     return read_json(path, MAX_HEADER, "download the folder again")
 
 
-def read_part(folder: Path, root: Path) -> dict[str, Tensor]:
-    """All tensors of one subfolder: one file, or shards with an index; no pickle if possible."""
+def read_part(folder: Path, root: Path, layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
+    """All tensors of one subfolder: one file, or shards with an index; no pickle if possible.
+
+    Args:
+        folder: The subfolder.
+        root: Links must not lead out of it.
+        layout: Where a pickle holds dictionaries, tells which one has the weights.
+
+    Returns:
+        Tensors as the files name them, and in which entries of dictionaries they were.
+    """
     for suffix in (".safetensors", ".bin"):
         for stem in STEMS:
             single, index = folder / (stem + suffix), folder / f"{stem}{suffix}.index.json"
             if single.exists():
-                return _read_shard(single, root)
+                return _read_shards([single], root, layout)
             if index.is_file():
-                found = read_config(_inside(index, root)).get("weight_map")
+                found = read_config(followed(index, root)).get("weight_map")
                 if not isinstance(found, dict):
                     raise ValueError(f"{index} has no weight_map; download the folder again")
                 # File names without folders: an index must not lead out of its own.
@@ -129,27 +178,20 @@ def read_part(folder: Path, root: Path) -> dict[str, Tensor]:
                         f"{index} names {len(shards):,} files, and {_MAX_SHARDS:,} are the most; "
                         "download the folder again"
                     )
-                tensors: dict[str, Tensor] = {}
-                for name in shards:
-                    tensors |= _read_shard(folder / name, root)
-                return tensors
+                return _read_shards([folder / name for name in shards], root, layout)
     raise ValueError(f"no weights in {folder}; download the folder again")
 
 
-def _read_shard(path: Path, root: Path) -> dict[str, Tensor]:
-    if not os.path.isfile(path):
-        raise ValueError(f"{shown(path)} is missing; download the folder again")
-    if path.suffix == ".safetensors":
-        return read_safetensors(_inside(path, root))[0]
-    return {k: v for k, v in load_tensors(_inside(path, root)).items() if isinstance(v, Tensor)}
-
-
-def _inside(path: Path, root: Path) -> Path:
-    """The path, unless it is a link out of the folder; the hub's cache links to its own blobs."""
-    real, home = path.resolve(), root.resolve()
-    if not real.is_relative_to(home) and real.parent != home.parent.parent / "blobs":
-        raise ValueError(
-            f"{path} is a link that leads out of the folder, to {shown(real)}; put the file itself "
-            "there"
-        )
-    return path
+def _read_shards(
+    paths: list[Path], root: Path, layout: Layout
+) -> tuple[dict[str, Tensor], list[str]]:
+    tensors: dict[str, Tensor] = {}
+    notes: list[str] = []
+    for path in paths:
+        if not os.path.isfile(path):
+            raise ValueError(f"{shown(path)} is missing; download the folder again")
+        held, _, kind = read_weights(followed(path, root))
+        nested = find_weights(held, layout, path) if kind == "torch" else Nested(held, [])
+        tensors |= nested.tensors
+        notes += nested.notes
+    return tensors, notes

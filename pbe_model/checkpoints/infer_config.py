@@ -29,6 +29,8 @@ METADATA_KEY = "pbe_config"
 _COMFYUI_KEY = "modelspec.predict_key"
 """An entry that ComfyUI's nodes for saving models write; see docs/checkpoints.md."""
 
+_OF_ADAPTERS = re.compile(r"lora_(up|down|A|B|unet)\b|lora_unet_|\.hada_w1|\.lokr_w")
+_OF_DIFFUSERS = re.compile(r"(^|\.)(conv_in\.weight$|down_blocks\.0\.resnets\.)")
 _MAX_STATED = 2**16  # characters of a configuration; ours have about a thousand
 
 
@@ -47,6 +49,7 @@ def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
         config = _stated(metadata[METADATA_KEY])
         check_layers(config, tensors)
         return config
+    _check_kind(tensors)
     shapes = _Shapes(tensors)
     channels = shapes(FIRST_CONVOLUTION)[1]
     if channels != UNetConfig.in_channels:
@@ -109,6 +112,26 @@ def is_stable_diffusion(tensors: Mapping[str, Tensor]) -> bool:
         and not any(name.startswith((TOWER, LEARNABLE_VECTOR)) for name in tensors)
         and CROSS_ATTENTION_KEY in tensors
     )
+
+
+def _check_kind(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what people take for a whole model.
+
+    Raises:
+        ValueError: It is an adapter, or a part of a diffusers folder.
+    """
+    if FIRST_CONVOLUTION in tensors:
+        return
+    if any(_OF_ADAPTERS.search(name) for name in tensors):
+        raise ValueError(
+            "this is an adapter (LoRA), which changes a model and is none; give it beside a "
+            "checkpoint, as --lora, or to a LoRA loader"
+        )
+    if any(_OF_DIFFUSERS.search(name) for name in tensors):
+        raise ValueError(
+            "its names are those of diffusers, whose configuration is in other files; this is not "
+            "a whole model: give the folder that has unet, vae and image_encoder"
+        )
 
 
 def _stated(text: str) -> PBEConfig:

@@ -1,19 +1,20 @@
 """Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) as files, and merging them into a model.
 
 An adapter of rank r adds `alpha / r * up @ down` to a layer's weight. The denoiser's layers are
-named as trainers of Stable Diffusion name them: `lora_unet_`, diffusers' module with underscores,
-then `.lora_down.weight`, `.lora_up.weight` and `.alpha`. So ComfyUI's LoRA loaders take what is
-written here, and what those trainers write for SD 1.x is read, if it is for the denoiser alone.
-Layers of the exemplar's mapper have no such names; they are called `lora_encoder_` and the official
-name, which only this package reads.
+named as kohya's trainers of Stable Diffusion name them: `lora_unet_`, diffusers' module with
+underscores, then `.lora_down.weight`, `.lora_up.weight` and `.alpha`. So ComfyUI's LoRA loaders
+take what is written here. Layers of the exemplar's mapper have no such names; they are called
+`lora_encoder_` and the official name, which only this package reads. Other people's files for
+SD 1.x are read in every form that their trainers write (`adapter_names`, `adapter_math`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,20 @@ from ..atomic import replacing
 from ..config import PBEConfig
 from ..model import PaintByExample
 from ..untrusted import parse_json, shown
-from .diffusers_layout import module_table, renamed
+from .adapter_file import Scales, read_adapter
+from .adapter_math import changed, changes_weight, fits, is_whole, rank_of
+from .adapter_names import Sorted, family, is_of_peft, names_in_file, sort_names
 from .infer_config import METADATA_KEY
-from .load import check_types
-from .official_names import MAPPER, UNET
-from .safetensors_io import WEIGHT_TYPES, cast, read_safetensors, write_safetensors
+from .official_names import MAPPER
+from .safetensors_io import WEIGHT_TYPES, cast, check_types, write_safetensors
+
+__all__ = ["ALPHA", "DOWN", "UP", "Applied", "adaptable", "apply_lora", "merge", "names_in_file",
+           "parse_lora", "save_lora"]  # fmt: skip
 
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 """Suffixes of a layer's tensors in a file."""
 
-_MAX_RANK = 4096
+_LOG = logging.getLogger(__name__)
 _ALPHA_TYPES = (*WEIGHT_TYPES, torch.int32, torch.int64)
 _MAPPER = f"encoder.{MAPPER}"
 
@@ -51,18 +56,6 @@ def adaptable(model: PaintByExample) -> dict[str, nn.Linear | nn.Conv2d]:
     }
 
 
-def names_in_file(paths: Iterable[str], config: PBEConfig) -> dict[str, str]:
-    """What layers of `adaptable` are called in a file, by their names in the model."""
-    table, names = module_table(config), {}
-    for path in paths:
-        part, _, rest = path.partition(".")
-        if part == "unet":
-            (theirs,) = renamed(UNET + rest, table)
-            rest = theirs.removeprefix("unet.")
-        names[path] = f"lora_{part}_{rest}".replace(".", "_")
-    return names
-
-
 @torch.no_grad()
 def merge(name: str, weight: Tensor, up: Tensor, down: Tensor, scale: float) -> None:
     """Add `scale * up @ down` to a weight, in place.
@@ -77,15 +70,8 @@ def merge(name: str, weight: Tensor, up: Tensor, down: Tensor, scale: float) -> 
     Raises:
         ValueError: The sum is not finite in the weight's type.
     """
-    weight.copy_(_merged(name, weight, up, down, scale))
-
-
-def _merged(name: str, weight: Tensor, up: Tensor, down: Tensor, scale: float) -> Tensor:
-    product = up.flatten(1).to(weight.device, torch.float32) @ down.flatten(1).to(
-        weight.device, torch.float32
-    )
-    merged = weight.float() + scale * product.view(weight.shape)
-    return cast(name, merged, device=weight.device, dtype=weight.dtype)
+    new = changed(weight, {"up": up, "down": down}, scale, 1.0, weight.device)
+    weight.copy_(cast(name, new, device=weight.device, dtype=weight.dtype))
 
 
 def save_lora(
@@ -117,87 +103,183 @@ def save_lora(
         write_safetensors(part, tensors, entries, dtypes=dict.fromkeys(tensors, dtype))
 
 
+@dataclass(frozen=True)
+class Applied:
+    """What became of an adapter's tensors."""
+
+    path: Path
+    layers: list[str]
+    """Those that were changed, by their names in the model."""
+    of_text_encoder: list[str]
+    """Names in the file for an encoder of text, which this model does not have."""
+    unknown: list[str]
+    """Names in the file for layers that this model does not have."""
+    alpha_stated: bool
+    """Whether anything tells alpha; otherwise the scale is 1."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor was used, at a strength that is known."""
+        return not (self.of_text_encoder or self.unknown) and self.alpha_stated
+
+    def __str__(self) -> str:
+        """A line for people."""
+        said = [f"{len(self.layers):,} layers changed"]
+        if self.of_text_encoder:
+            said.append(f"{len(self.of_text_encoder):,} tensors of a text encoder left out")
+        if self.unknown:
+            said.append(
+                f"{len(self.unknown):,} tensors for layers that this model does not have left out "
+                f"({_some(self.unknown)})"
+            )
+        if not self.alpha_stated:
+            said.append("its alpha is stated nowhere and taken to be the rank")
+        return f"{shown(self.path)}: {'; '.join(said)}"
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What becomes of a layer."""
+
+    layer: str
+    module: nn.Module
+    parts: dict[str, Tensor]
+    scale: float
+    strength: float
+
+    def values(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, parameter, and its new value, one after the other."""
+        if changes_weight(self.parts):
+            weight = self.module.get_parameter("weight")
+            new = changed(weight, self.parts, self.scale, self.strength, weight.device)
+            yield f"{self.layer}.weight", weight, new
+        for role, scale in (("bias", 1.0), ("up_bias", self.scale)):
+            if role in self.parts:
+                bias = self.module.get_parameter("bias")
+                difference = self.parts[role].to(bias.device, torch.float32)
+                yield f"{self.layer}.bias", bias, bias.float() + self.strength * scale * difference
+
+
 @torch.no_grad()
-def apply_lora(model: PaintByExample, path: str | Path, strength: float = 1.0) -> list[str]:
+def apply_lora(model: PaintByExample, path: str | Path, strength: float = 1.0) -> Applied:
     """Merge an adapter into the weights of a model in memory.
 
-    Several add up. Merging the same one with the opposite strength takes it back, up to rounding.
+    Several add up. Merging the same one with the opposite strength takes it back, up to rounding,
+    unless it sets the lengths of rows (DoRA).
 
     Args:
         model: Changed only if the whole file fits it.
-        path: Safetensors, from `save_lora` or a trainer of SD 1.x.
-        strength: Factor of what the adapter adds.
-
-    Returns:
-        The layers adapted, by their names in the model.
+        path: From `save_lora`, or from a trainer of SD 1.x: kohya's, LyCORIS', diffusers' or PEFT's
+            file, or the folder of the latter two.
+        strength: Factor of the change.
 
     Raises:
-        ValueError: No such file, damaged, for another model, or names or shapes do not fit.
+        ValueError: No such file, damaged, for another model, or of a kind or shape that does not
+            fit.
     """
-    path = Path(path)
-    if not os.path.isfile(path):
-        raise ValueError(f"no adapter at {shown(path)}; check the path")
-    tensors, metadata = read_safetensors(path)
-    if METADATA_KEY in metadata:
-        _check_model(path, metadata[METADATA_KEY], model.config)
-    layers = adaptable(model)
-    known = {theirs: name for name, theirs in names_in_file(layers, model.config).items()}
-    # The other form in which trainers write them: the official names.
-    known |= {name.replace(".", "_").replace("unet_", "lora_unet_", 1): name
-              for name in layers if name.startswith("unet.")}  # fmt: skip
-    found: dict[str, dict[str, Tensor]] = {}
-    unknown = []
-    for name, tensor in tensors.items():
-        suffix = next((s for s in (DOWN, UP, ALPHA) if name.endswith(s)), "")
-        layer = known.get(name.removesuffix(suffix)) if suffix else None
-        if layer is None:
-            unknown.append(name)
-        else:
-            found.setdefault(layer, {})[suffix] = tensor
-    if unknown or not found:
-        raise ValueError(
-            f"{path} is not an adapter for this model: {len(unknown)} of its {len(tensors)} "
-            f"tensors are unknown ({', '.join(map(shown, unknown[:5]))}"
-            f"{' ...' if len(unknown) > 5 else ''}); give one for the denoiser, without parts for "
-            "a text encoder"
-        )
-    bad = [layer for layer, parts in found.items() if not _fits(layers[layer].weight, parts)]
-    if bad:
-        raise ValueError(
-            f"{path} does not fit the model: {', '.join(bad[:5])} ({len(bad)}) lack a half or "
-            "have another shape; give an adapter of the same architecture"
-        )
-    check_types((n for n in tensors if not n.endswith(ALPHA)), tensors, path)
-    check_types((n for n in tensors if n.endswith(ALPHA)), tensors, path, _ALPHA_TYPES)
+    file = read_adapter(Path(path))
+    path = file.path
+    if METADATA_KEY in file.metadata:
+        _check_model(path, file.metadata[METADATA_KEY], model.config)
+    layers = changeable(model)
+    names = sort_names(file.tensors, layers, model.config)
+    _check_names(path, names, list(file.tensors))
     changes = []
-    for layer, parts in found.items():
-        rank = parts[DOWN].shape[0]
-        for suffix, tensor in parts.items():
-            cast(f"{path}: {layer}{suffix}", tensor)  # refuses what is not a number
-        alpha = parts[ALPHA].item() if ALPHA in parts else rank
+    for layer, stored in names.parts.items():
+        parts = {role: file.tensors[name] for role, name in stored.items()}
+        _check_parts(path, layer, stored, parts, layers[layer])
         changes.append(
-            (layer, layers[layer].weight, parts[UP], parts[DOWN], strength * alpha / rank)
+            _Change(layer, layers[layer], parts, _scale(file.scales, stored, parts), strength)
         )
     # All of them once without effect: where one fails, none may have been made.
     for change in changes:
-        _merged(*change)
+        for name, parameter, value in change.values():
+            cast(name, value, dtype=parameter.dtype)
     for change in changes:
-        merge(*change)
-    return list(found)
-
-
-def _fits(weight: Tensor, parts: Mapping[str, Tensor]) -> bool:
-    if UP not in parts or DOWN not in parts:
-        return False
-    up, down = parts[UP], parts[DOWN]
-    return (
-        min(up.ndim, down.ndim) >= 2
-        and up.shape[0] == weight.shape[0]
-        and up[0].numel() == down.shape[0]
-        and 0 < down.shape[0] <= _MAX_RANK
-        and down[0].numel() == weight[0].numel()
-        and (ALPHA not in parts or parts[ALPHA].numel() == 1)
+        for name, parameter, value in change.values():
+            parameter.copy_(cast(name, value, dtype=parameter.dtype, device=parameter.device))
+    stated = file.scales is not None or not any(
+        "alpha" not in stored and any(map(is_of_peft, stored.values()))
+        for stored in names.parts.values()
     )
+    applied = Applied(
+        path, list(names.parts), names.of_text_encoder, names.unknown, alpha_stated=stated
+    )
+    _LOG.info("%s", applied)
+    return applied
+
+
+def changeable(model: PaintByExample) -> dict[str, nn.Module]:
+    """The layers that other people's adapters can change: also normalisations, by differences."""
+    return {
+        path: layer
+        for path, layer in model.named_modules()
+        if path.startswith(("unet.", _MAPPER))
+        and isinstance(layer, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm))
+    }
+
+
+def _scale(scales: Scales | None, stored: dict[str, str], parts: dict[str, Tensor]) -> float:
+    rank = rank_of(parts)
+    if "alpha" in parts:
+        return 1.0 if rank is None else parts["alpha"].item() / rank
+    return 1.0 if scales is None else scales.of(next(iter(stored.values())), rank)
+
+
+def _check_names(path: Path, names: Sorted, every: list[str]) -> None:
+    """Refuse an adapter for another model, or with parts that would be left out."""
+    if other := family(every):
+        raise ValueError(
+            f"{path} is an adapter for {other}, by names such as "
+            f"{shown((names.unknown or every)[0])}, and this model has the architecture of Stable "
+            "Diffusion 1.x; give an adapter for that"
+        )
+    if names.unsupported:
+        raise ValueError(
+            f"{path} holds {shown(names.unsupported[0])}, a kind of change that is not supported "
+            "(LoRA, LoCon, LoHa, LoKr, DoRA and plain differences are); merge it with the program "
+            "that made it"
+        )
+    if names.parts:
+        return
+    if names.of_text_encoder and not names.unknown:
+        raise ValueError(
+            f"{path} changes a text encoder alone ({len(every):,} tensors), and this model has "
+            "none; give an adapter for the denoiser"
+        )
+    raise ValueError(
+        f"{path} is not an adapter for this model: it has no layer that one of its "
+        f"{len(every):,} tensors is for ({_some(names.unknown)}); give one for Stable Diffusion "
+        "1.x, or for this checkpoint"
+    )
+
+
+def _check_parts(
+    path: Path, layer: str, stored: dict[str, str], parts: dict[str, Tensor], module: nn.Module
+) -> None:
+    """Refuse parts that make no change together, or not one of this layer."""
+    if not is_whole(parts):
+        raise ValueError(
+            f"{path} does not fit the model: {shown(_some(list(stored.values())))} make no change "
+            "of a layer, as a half is missing or there are two kinds; export the adapter again"
+        )
+    by_name = {stored[role]: tensor for role, tensor in parts.items()}
+    alphas = [stored["alpha"]] if "alpha" in stored else []
+    check_types([name for name in by_name if name not in alphas], by_name, path)
+    check_types(alphas, by_name, path, _ALPHA_TYPES)
+    weight, bias = (getattr(module, name) for name in ("weight", "bias"))
+    if not fits(parts, weight, bias):
+        shapes = ", ".join(f"{shown(n)} {tuple(t.shape)}" for n, t in list(by_name.items())[:3])
+        raise ValueError(
+            f"{path} does not fit the model: {shapes} cannot change {layer}, whose weight is "
+            f"{tuple(weight.shape)}; give an adapter for a model of this architecture"
+        )
+    for name, tensor in by_name.items():
+        cast(f"{path}: {shown(name)}", tensor)  # refuses what is not a number
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(shown, names[:3])) + (" ..." if len(names) > 3 else "")
 
 
 def _check_model(path: Path, stated: str, config: PBEConfig) -> None:

@@ -35,6 +35,7 @@ CROSS_ATTENTION_KEY = f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.wei
 POSITION_IDS = f"{TOWER}embeddings.position_ids"
 """The numbers 0 .. n, which older versions of transformers saved as a buffer."""
 
+_BARE_UNET = UNET.removeprefix("model.")
 _UNNAMED_TOWER = re.compile(
     re.escape(f"{EMBEDDER}transformer.") + r"(?!vision_model\.|text_model\.)"
 )
@@ -48,7 +49,9 @@ _DERIVED = re.compile(
 
 
 def canonical(name: str) -> str:
-    """The official name: the tower is below `vision_model.`, which some versions leave out."""
+    """The official name; files may leave out the first `model.`, or the tower's `vision_model.`."""
+    if name.startswith(_BARE_UNET):
+        return UNET + name.removeprefix(_BARE_UNET)
     return _UNNAMED_TOWER.sub(TOWER, name)
 
 

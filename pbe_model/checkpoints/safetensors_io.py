@@ -14,7 +14,7 @@ import os
 import struct
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,37 @@ def write_safetensors(
             file.write(stored.reshape(-1).view(torch.uint8).numpy().data)
             if pages is not None:
                 pages.read(tensor.nbytes)
+
+
+def types_of(tensors: Iterable[Tensor]) -> list[str]:
+    """The names of the types that tensors have, sorted."""
+    return sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+
+
+def check_types(
+    names: Iterable[str],
+    tensors: Mapping[str, Tensor | Deferred],
+    source: object,
+    types: Sequence[torch.dtype] = WEIGHT_TYPES,
+) -> None:
+    """Check, before weights are read, that they are of a type that weights can have.
+
+    Args:
+        names: Which of the tensors are weights.
+        tensors: By name; those that are missing are passed over.
+        source: Name for errors.
+        types: The types allowed.
+
+    Raises:
+        ValueError: Integers, booleans or the like; the first one is named.
+    """
+    for name in names:
+        if name in tensors and tensors[name].dtype not in types:
+            dtype = str(tensors[name].dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{source} holds {shown(name)} as {dtype}, which is not a weight type here; give a "
+                "checkpoint in fp32, bf16 or fp16"
+            )
 
 
 def cast(

@@ -28,12 +28,10 @@ from .load import (
     check_fit,
     lay_out,
     load_weights,
-    read,
     report,
-    starting_point,
-    state_dict,
 )
 from .official_names import PARTS, POSITION_IDS, TOWER, canonical
+from .reading import read, starting_point, state_dict
 from .safetensors_io import Deferred, MappedPages, Releasing, cast, write_safetensors
 
 Layout = Literal["safetensors", "official", "diffusers"]

@@ -37,6 +37,15 @@ _CLAIM, _SMALL_CLAIM = 2, 2**20
 Mapped = mmap.mmap | bytearray
 
 
+def is_torch_file(head: bytes) -> bool:
+    """Whether a file begins as torch's do; other zip archives are among them.
+
+    Args:
+        head: At least the first 32 bytes, or all where there are fewer.
+    """
+    return head.startswith(archive.SIGNATURE) or _LEGACY in head[:_LEGACY_START]
+
+
 def load_tensors(path: Path, foreign: set[str] | None = None) -> dict[str, Any]:
     """The dictionary that a `.ckpt` or `.bin` holds, foreign objects inert, tensors mapped.
 

@@ -255,7 +255,10 @@ def run(
         for one in todo:
             assert model is not None
             try:
-                result = paint(model, read_pictures(one.files), one.options)
+                pictures = read_pictures(one.files)
+                if pictures.remark is not None:
+                    report(one.line, pictures.remark)
+                result = paint(model, pictures, one.options)
                 for path in write_results(one.out, result.images, note=one.note):
                     tqdm.write(printable(path))
                 painted += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
@@ -12,11 +12,14 @@ from torch import Tensor
 
 from ..config import EditDefaults
 from ..editing.batch import EditResult
+from ..editing.checks import check_whole
 from ..editing.crop_plan import MODES
 from ..editing.crop_settings import DEFAULT_CROP, CropSettings
-from ..editing.edit import POSTERIORS, PRESETS, check_num_images, edit
+from ..editing.edit import MAX_IMAGES, POSTERIORS, PRESETS, edit
 from ..editing.exemplar_image import Fit
-from ..image_io import image_format, read_exemplar, read_image, read_mask, write_image
+from ..editing.mask_reading import is_mostly_hole
+from ..editing.opacity import over_white, with_opacity
+from ..image_io import image_format, read_exemplar, read_mask, read_with_alpha, write_image
 from ..model import PaintByExample
 from ..sampling.samplers import SAMPLERS, Callback
 from ..untrusted import shown
@@ -129,6 +132,22 @@ def add_painting(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def check_show_mask(args: argparse.Namespace) -> None:
+    """Refuse to write the mask where something else is.
+
+    Raises:
+        ValueError: Unknown suffix, or the file is the result or one that is read.
+    """
+    image_format(args.show_mask)
+    for name in ("out", *FILES):
+        other = getattr(args, name)
+        if other is not None and Path(other).resolve() == args.show_mask.resolve():
+            raise ValueError(
+                f"--show-mask and {_flag(name)} name the same file, {shown(other)}; "
+                "give another name for the mask"
+            )
+
+
 def _interval(text: str) -> tuple[float, float]:
     """Two numbers with a comma between."""
     try:
@@ -153,14 +172,36 @@ def _flag(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pictures:
-    """What an edit reads: pictures `(H, W, 3)` and masks `(H, W)` in [0, 1]."""
+    """What an edit reads: pictures `(H, W, 3)` and masks `(H, W)` in [0, 1].
 
-    image: Tensor
+    Attributes:
+        colour: The photo as it is stored; `image` is what it looks like on white.
+        alpha: The photo's opacity, None where all is opaque.
+    """
+
+    colour: Tensor
+    alpha: Tensor | None
     hole_mask: Tensor
     exemplar: Tensor
     exemplar_mask: Tensor | None
     context_mask: Tensor | None
     blend_mask: Tensor | None
+
+    @property
+    def image(self) -> Tensor:
+        """The photo on white."""
+        return over_white(self.colour, self.alpha)
+
+    @property
+    def remark(self) -> str | None:
+        """What the user should know about these pictures before they look at the result."""
+        if not is_mostly_hole(self.hole_mask):
+            return None
+        share = float((self.hole_mask > 0.5).float().mean())
+        return (
+            f"the mask makes {share:.1%} of the photo the hole; if the rest is meant, invert it "
+            "(pbe edit --show-mask FILE writes what was understood)"
+        )
 
 
 def read_pictures(args: argparse.Namespace) -> Pictures:
@@ -169,15 +210,14 @@ def read_pictures(args: argparse.Namespace) -> Pictures:
     Raises:
         ValueError: One of them is missing or damaged, or a mask is empty.
     """
-    image = read_image(args.image)
-    hole_mask = read_mask(args.mask, size=(image.shape[0], image.shape[1]))
+    colour, alpha = read_with_alpha(args.image)
+    hole_mask = read_mask(args.mask, size=(colour.shape[0], colour.shape[1]))
     exemplar, exemplar_mask = read_exemplar(args.exemplar)
     if args.exemplar_mask is not None:
-        brightness, exemplar_mask = read_exemplar(args.exemplar_mask)
-        if exemplar_mask is None:  # not a cut-out but a drawing
-            exemplar_mask = brightness.mean(-1)
+        exemplar_mask = read_mask(args.exemplar_mask)
     return Pictures(
-        image=image,
+        colour=colour,
+        alpha=alpha,
         hole_mask=hole_mask,
         exemplar=exemplar,
         exemplar_mask=exemplar_mask,
@@ -192,9 +232,13 @@ def paint(
     options: dict[str, Any],
     callback: Callback | None = None,
 ) -> EditResult:
-    """Edit a photo with the options of `given_options`; the others have their defaults."""
+    """Edit a photo with the options of `given_options`; the others have their defaults.
+
+    Returns:
+        The result; its images have a fourth channel, the photo's opacity, where the photo has one.
+    """
     chosen = argparse.Namespace(**(DEFAULTS | options))
-    return edit(
+    result = edit(
         model,
         pictures.image,
         pictures.hole_mask,
@@ -222,6 +266,12 @@ def paint(
         guidance_interval=chosen.guidance_interval,
         callback=callback,
     )
+    if pictures.alpha is None or not chosen.paste_back:
+        return result
+    images = with_opacity(
+        result.images, pictures.colour, pictures.alpha, result.blend_mask, pictures.hole_mask
+    )
+    return replace(result, images=images)
 
 
 def numbered(out: Path, count: int) -> list[Path]:
@@ -231,14 +281,14 @@ def numbered(out: Path, count: int) -> list[Path]:
         ValueError: Unknown suffix, or more images than `edit` paints.
     """
     image_format(out)
-    check_num_images(count)
+    check_whole("num_images", count, 1, MAX_IMAGES)
     if count == 1:
         return [out]
     return [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(1, count + 1)]
 
 
 def write_results(out: Path, images: Tensor, note: str | None = None) -> list[Path]:
-    """Write the results of an edit, `(N, H, W, 3)` in [0, 1], to files of these names.
+    """Write the results of an edit, `(N, H, W, 3 or 4)` in [0, 1], to files of these names.
 
     Args:
         out: As for `numbered`.

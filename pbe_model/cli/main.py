@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..checkpoints import download
 from ..checkpoints import load as checkpoint
 from ..checkpoints import save as saving
 from ..checkpoints.lora import apply_lora, parse_lora
-from ..image_io import image_format
+from ..image_io import image_format, write_image
 from ..model import PaintByExample
 from ..networks.attention import BACKENDS
 from ..sampling.samplers import Callback
@@ -31,6 +32,7 @@ from .common import DTYPES, Parser, add_command, check_parent, run, usable_devic
 from .edit_options import (
     add_files,
     add_painting,
+    check_show_mask,
     given_options,
     paint,
     read_pictures,
@@ -69,6 +71,10 @@ def _parser() -> Parser:
     add(
         "--out", required=True, type=Path, metavar="FILE", help="result; the suffix says the format"
     )
+    add(
+        "--show-mask", type=Path, metavar="FILE",
+        help="also write how the mask was understood, at the size of the photo: white is the hole",
+    )  # fmt: skip
     add_painting(command)
     _add_model(command)
 
@@ -145,7 +151,9 @@ def _model(args: argparse.Namespace) -> PaintByExample:
         attention=args.attention,
     )
     for path, strength in adapters:
-        apply_lora(model, path, strength)
+        applied = apply_lora(model, path, strength)
+        if not applied.complete:
+            print(f"note: {applied}", file=sys.stderr)
     return model
 
 
@@ -165,8 +173,15 @@ def _demo(args: argparse.Namespace) -> int:
 def _edit(args: argparse.Namespace) -> int:
     image_format(args.out)
     check_parent(args.out)
-    pictures = read_pictures(args)
-    result = paint(_model(args), pictures, given_options(args), _progress("painting"))
+    if args.show_mask is not None:
+        check_show_mask(args)
+        check_parent(args.show_mask)
+    pictures, model = read_pictures(args), _model(args)
+    if pictures.remark is not None:
+        print(f"pbe: {pictures.remark}", file=sys.stderr)
+    result = paint(model, pictures, given_options(args), _progress("painting"))
+    if args.show_mask is not None:
+        write_image(args.show_mask, pictures.hole_mask)
     for path in write_results(args.out, result.images):
         print(path)
     return 0
@@ -221,6 +236,7 @@ def _inspect(args: argparse.Namespace) -> int:
         "model": {name: value for name, value in config.items() if not isinstance(value, dict)},
         **{name: value for name, value in config.items() if isinstance(value, dict)},
         "renamed": f"{len(report.renamed):,}",
+        "notes": "; ".join(report.notes) or "none",
         "missing": _names(report.missing),
         "unexpected": _names(report.unexpected),
         "dropped": _names(report.dropped),
@@ -236,7 +252,7 @@ def _convert(args: argparse.Namespace) -> int:
     check_parent(args.out)
     if args.out.is_dir() and args.to != "diffusers":
         raise ValueError(f"cannot write {args.out}: it is a folder; give the name of a file")
-    if args.out.suffix != ".safetensors" and args.to == "safetensors":
+    if args.out.suffix.lower() != ".safetensors" and args.to == "safetensors":
         raise ValueError(
             f"{args.out} would not be recognised as safetensors; end it in .safetensors"
         )
@@ -250,6 +266,8 @@ def _convert(args: argparse.Namespace) -> int:
     print(f"{args.out}: {len(report.kept):,} tensors kept, {len(report.renamed):,} names changed")
     for label in ("dropped", "missing"):
         print(f"{label:<12}{shown(_names(getattr(report, label)), _LINE)}")
+    for note in report.notes:
+        print(f"{'note':<12}{shown(note, _LINE)}")
     return 0
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,23 +104,17 @@ class BatchEditor:
         self.regions: list[list[Region]] = []
         self.to_paint: list[int] = []
         cut = []
-        for photo, hole_mask, chosen in zip(photos, hole_masks, settings, strict=True):
-            check_picture("image", photo)
-            size = (photo.shape[0], photo.shape[1])
-            chosen = chosen.resized(size)
-            if numbered:
-                hole_mask, numbers = _numbered(hole_mask, size)
-            else:
-                check_mask("hole_mask", hole_mask)
-                hole_mask, numbers = resize_mask(hole_mask, size), None
-            if skip_empty and not (hole_mask > 0.5).any():
-                regions = [untouched_region(size, chosen, mode=mode)]
-                hole_mask = torch.zeros_like(hole_mask)
-            else:
-                if numbers is None or not numbers.any():  # an empty mask is an error of the plan
-                    regions = plan_regions(hole_mask, chosen, mode=mode)
-                else:
-                    regions = plan_numbered(hole_mask, numbers, chosen)
+        given = zip(self.photos, hole_masks, settings, strict=True)
+        for number, (photo, hole_mask, chosen) in enumerate(given, start=1):
+            try:
+                regions, hole_mask = _planned(
+                    photo, hole_mask, chosen, mode=mode, numbered=numbered, skip_empty=skip_empty
+                )
+            except ValueError as error:
+                if len(self.photos) == 1:
+                    raise
+                raise ValueError(f"photo {number} of {len(self.photos)}: {error}") from error
+            if hole_mask.any():
                 self.to_paint += range(len(cut), len(cut) + len(regions))
             cut += [crop(photo[None], hole_mask[None], region) for region in regions]
             self.regions.append(regions)
@@ -255,14 +248,41 @@ class BatchEditor:
         return results
 
 
-def _numbered(hole_mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, np.ndarray]:
-    """The mask of a photo and the numbers of its holes, from one mask or one for each hole."""
-    for single in hole_mask if hole_mask.ndim == 3 else hole_mask[None]:
+def _planned(
+    photo: Tensor,
+    hole_mask: Tensor,
+    settings: CropSettings,
+    *,
+    mode: str,
+    numbered: bool,
+    skip_empty: bool,
+) -> tuple[list[Region], Tensor]:
+    """The regions of a photo, and its mask at its size; of zeros where it is empty and skipped."""
+    check_picture("image", photo)
+    size = (photo.shape[0], photo.shape[1])
+    settings = settings.resized(size)
+    several = numbered and hole_mask.ndim == 3
+    masks = hole_mask if several else hole_mask[None]
+    for single in masks:
         check_mask("hole_mask", single)
-    hole_mask = resize_mask(hole_mask, size)
-    if hole_mask.ndim == 3:
-        return join_holes(hole_mask)
-    return hole_mask, number_holes(hole_mask)
+    masks = resize_mask(masks, size)
+    filled = [bool((single > 0.5).any()) for single in masks]
+    if skip_empty and not any(filled):
+        return [untouched_region(size, settings, mode=mode)], hole_mask.new_zeros(size)
+    if several:
+        if not all(filled):
+            raise ValueError(
+                f"mask {filled.index(False) + 1} of {len(filled)} is empty: nothing in it is above "
+                "0.5; paint white where its exemplar should go, or leave both out"
+            )
+        if not filled:
+            raise ValueError("there are no hole masks; give one for each exemplar")
+        hole_mask, numbers = join_holes(masks)
+        return plan_numbered(hole_mask, numbers, settings), hole_mask
+    hole_mask = masks[0]
+    if numbered and filled[0]:
+        return plan_numbered(hole_mask, number_holes(hole_mask), settings), hole_mask
+    return plan_regions(hole_mask, settings, mode=mode), hole_mask  # which refuses an empty mask
 
 
 def check_exemplars(count: int, editor: BatchEditor) -> None:

@@ -55,11 +55,17 @@ class CropSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.context <= _MOST:
             raise ValueError(
-                f"context is {self.context:g}; the crop must hold the hole, so give 1 or more, "
-                f"up to {_MOST}"
+                f"context is {shown(self.context)}; the crop must hold the hole, so give 1 or "
+                f"more, up to {_MOST}"
             )
         if self.blend is not None and not 0 <= self.blend <= _MOST:
-            raise ValueError(f"blend is {self.blend:g}; give a number of pixels from 0 to {_MOST}")
+            raise ValueError(
+                f"blend is {shown(self.blend)}; give a number of pixels from 0 to {_MOST}"
+            )
+        if self.multiple is not None and not 1 <= self.multiple <= _MOST:
+            raise ValueError(
+                f"multiple is {shown(self.multiple)}; give a number of pixels from 1 to {_MOST}"
+            )
         for name in ("resolution", "height", "width"):
             length = getattr(self, name)
             if length is not None and length > _MOST:
@@ -120,6 +126,6 @@ def nearest_multiple(length: float, multiple: int) -> int:
 def _check_length(name: str, length: int, multiple: int) -> None:
     if length < multiple or length % multiple:
         raise ValueError(
-            f"{name} {length} is not a multiple of {multiple}, as this model needs; "
+            f"{name} {shown(length)} is not a multiple of {multiple}, as this model needs; "
             f"use {nearest_multiple(length, multiple)}"
         )

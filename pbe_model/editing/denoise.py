@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..memory import in_parts
 from ..model import PaintByExample
 from ..networks.exemplar_encoder import normalise
 from ..networks.masked_inputs import latent_keep_mask, masked_image
 from ..sampling.samplers import Callback, Denoise, guidance, sample
 from .batch import repeat_rows
 from .exemplar_image import Fit, preprocess
+
+SEEDS = 2**64
+"""Seeds are 0 to one less than this, and go on from there at 0."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ def initial_noise(
     """The noise of a batch; image `i` comes from `seed + i`, so it can be reproduced alone.
 
     Args:
-        seed: Non-negative.
+        seed: Non-negative; counted modulo `SEEDS`, as is `seed + i`.
         shape: One latent's, `(4, h, w)`.
         num_images: Images in the batch.
         num_crops: Crops of each image, drawn from its seed one after another: the first does not
@@ -47,7 +52,8 @@ def initial_noise(
         float32 `(num_images * num_crops, 4, h, w)` on the CPU, the same on every machine; the
         crops of one image side by side.
     """
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(num_images)]
+    seeds = [(seed + i) % SEEDS for i in range(num_images)]
+    generators = [torch.Generator().manual_seed(one) for one in seeds]
     # One crop at a time: torch draws other numbers for one large tensor than for small ones.
     return torch.stack(
         [torch.randn(shape, generator=g) for g in generators for _ in range(num_crops)]
@@ -75,6 +81,8 @@ def encode_crops(
 ) -> InpaintInputs:
     """Encode crops and their holes by the official rule (hole = mask > 0.5, filled with grey).
 
+    All crops go at once where they fit in memory, else in as few parts as do.
+
     Args:
         model: Its first stage is used.
         crops: `(B, h, w, 3)` in [0, 1].
@@ -90,9 +98,17 @@ def encode_crops(
         # (N, B, ...) broadcasts against the posterior's (B, ...): the encoder runs once, not N
         # times.
         posterior_noise = posterior_noise.to(pixels).unflatten(0, (-1, len(pixels)))
-    masked_latent = model.encode(masked_image(pixels, 1 - hole), posterior_noise)
+
+    def encode_masked(first: int, last: int) -> Tensor:
+        some = slice(first, last)
+        noise = None if posterior_noise is None else posterior_noise[:, some]
+        return model.encode(masked_image(pixels[some], 1 - hole[some]), noise)
+
+    count, device = len(pixels), pixels.device
+    masked_latent = in_parts(encode_masked, count, device=device, dim=-4)
+    latent = in_parts(lambda first, last: model.encode(pixels[first:last]), count, device=device)
     return InpaintInputs(
-        latent=model.encode(pixels),
+        latent=latent,
         masked_latent=masked_latent.flatten(0, -4),  # (N, B, ...) or (B, ...) to (N * B, ...)
         keep_mask=latent_keep_mask(hole, size),
     )
@@ -161,6 +177,9 @@ def paint_crops(
 ) -> Tensor:
     """Paint exemplars into the holes of crops.
 
+    All go at once where they fit in memory, else in as few parts as do: the pictures are the same
+    up to rounding, which depends on the size of a batch.
+
     Args:
         model: Any Paint by Example model.
         inputs: B crops, from `encode_crops`.
@@ -171,7 +190,8 @@ def paint_crops(
         sampler: One of `samplers.SAMPLERS`.
         strength: Share of the steps that are run; below 1 the hole keeps some of its content.
         guidance_interval: The part of the schedule that has guidance; see `guided`.
-        callback: Called after each step with its index, their number and the current guess.
+        callback: Called after each step with its index, their number and the current guess. Of
+            several parts each has its steps, counted on, and its own rows in the guess.
 
     Returns:
         `(N * B, h, w, 3)` in [0, 1], float32 on the model's device.
@@ -179,17 +199,42 @@ def paint_crops(
     Raises:
         ValueError: Unknown sampler, bad steps or strength, or a result that is not finite.
     """
-    latent = sample(
-        sampler,
-        guided(model, inputs, context, similarity, guidance_interval),
-        noise.to(model.device),
-        model.schedule,
-        steps,
-        init_latent=repeat_rows(inputs.latent.float(), len(noise)),
-        strength=strength,
-        callback=callback,
-    )
-    painted = (model.decode(latent.to(model.dtype)).float().movedim(1, -1) + 1) / 2
+    count, steps_before = len(noise), 0
+
+    def draw(first: int, last: int) -> Tensor:
+        nonlocal steps_before
+        parts_left, made = math.ceil((count - first) / (last - first)), 0
+
+        def step(index: int, total: int, x0: Tensor) -> None:
+            nonlocal made
+            made = index + 1
+            if callback is not None:
+                callback(steps_before + index, steps_before + total * parts_left, x0)
+
+        def of(rows: Tensor) -> Tensor:
+            return repeat_rows(rows, count)[first:last]
+
+        some = InpaintInputs(of(inputs.latent), of(inputs.masked_latent), of(inputs.keep_mask))
+        drawn = sample(
+            sampler,
+            guided(model, some, of(context), similarity, guidance_interval),
+            noise[first:last].to(model.device),
+            model.schedule,
+            steps,
+            init_latent=some.latent.float(),
+            strength=strength,
+            callback=step,
+        )
+        steps_before += made  # only of what did not fail
+        return drawn
+
+    latent = in_parts(draw, count, device=model.device)
+
+    def decode(first: int, last: int) -> Tensor:
+        pixels = model.decode(latent[first:last].to(model.dtype))
+        return (pixels.float().movedim(1, -1) + 1) / 2
+
+    painted = in_parts(decode, count, device=model.device)
     if not torch.isfinite(painted).all():
         remedy = "load it as float32"
         if model.dtype == torch.float32:

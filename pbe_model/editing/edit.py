@@ -11,6 +11,7 @@ posterior, the model's whole picture as the result, and values rounded down to 8
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -18,11 +19,10 @@ from torch import Tensor
 
 from ..model import PaintByExample
 from ..sampling.samplers import Callback
-from ..untrusted import shown
 from .batch import BatchEditor, EditResult, check_exemplars
-from .checks import check_picture
+from .checks import check_number, check_picture, check_whole
 from .crop_settings import DEFAULT_CROP, CropSettings
-from .denoise import encode_crops, encode_exemplar, initial_noise, paint_crops
+from .denoise import SEEDS, encode_crops, encode_exemplar, initial_noise, paint_crops
 from .exemplar_image import Fit
 
 MAX_STEPS = 10_000
@@ -89,11 +89,14 @@ def edit(
         exemplar: `(h, w, 3)` in [0, 1], any size from 8 pixels. With the region `"each"` also a
             list of them, one for each hole: holes count from left to right, row after row (see
             `hole_numbers.number_holes`), or as their masks do.
-        steps: Sampling steps; like the next two by default the model's own, `config.defaults`.
-        similarity: Guidance scale; 0 ignores the exemplar.
-        seed: Image `i` is drawn from `seed + i`, its crops one after another.
+        steps: Sampling steps, up to `MAX_STEPS`; like similarity and sampler by default the model's
+            own, `config.defaults`.
+        similarity: Guidance scale, 0 to 100; 0 ignores the exemplar.
+        seed: 0 to 2**64 - 1. Image `i` is drawn from `seed + i`, which goes on from there at 0, its
+            crops one after another.
         sampler: One of `samplers.SAMPLERS`.
-        num_images: Variations to paint.
+        num_images: Variations to paint, up to `MAX_IMAGES`: at once, or where memory runs out in as
+            few parts as fit.
         region: `"auto"` crops around the hole, `"whole"` takes the whole photo, `"squash"` takes
             it as the model's square, whatever its aspect, `"each"` crops around each of several
             separate holes and paints the exemplar into every one, or each of several exemplars
@@ -112,19 +115,24 @@ def edit(
             is, for `write_image` to round.
         guidance_interval: Part of the schedule in which similarity counts, from 0 (pure noise) to
             1; outside of it the model runs without guidance, in half the time.
-        callback: Called after each step with its index, their number and the current guess.
+        callback: Called after each step with its index, their number and the current guess; see
+            `denoise.paint_crops`.
 
     Raises:
         ValueError: Bad sizes or ranges, an empty mask, unknown names, or a result that is not
             finite, with what to do about it.
+        Exception: Memory ran out for a single image; of the type that its allocator raises.
     """
     usual = model.config.defaults
     steps = usual.steps if steps is None else steps
     similarity = usual.similarity if similarity is None else similarity
     sampler = usual.sampler if sampler is None else sampler
+    check_options(steps=steps, similarity=similarity, seed=seed, num_images=num_images,
+                  strength=strength, guidance_interval=guidance_interval)  # fmt: skip
+    steps, num_images, seed = index(steps), index(num_images), index(seed)
+    if posterior not in POSTERIORS:
+        raise ValueError(f"unknown posterior {posterior!r}; choose one of {', '.join(POSTERIORS)}")
     exemplars, exemplar_masks = _each_exemplar(exemplar, exemplar_mask)
-    _check(steps, num_images, similarity, seed, posterior)
-    check_guidance_interval(*guidance_interval)
     config = model.config
     settings = crop.completed(config.resolution, config.size_multiple)
     numbered = len(exemplars) > 1
@@ -154,7 +162,7 @@ def edit(
             similarity=float(similarity),
             steps=steps,
             sampler=sampler,
-            strength=strength,
+            strength=float(strength),
             guidance_interval=guidance_interval,
             callback=callback,
         )
@@ -186,6 +194,27 @@ def _each_exemplar(
     return exemplars, masks
 
 
+def check_options(
+    *,
+    steps: int | None = None,
+    similarity: float | None = None,
+    seed: int = 0,
+    num_images: int = 1,
+    strength: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+) -> None:
+    """Raise `ValueError` unless `edit` takes these numbers with any model."""
+    if steps is not None:
+        check_whole("steps", steps, 1, MAX_STEPS, " (20 is usual)")
+    if similarity is not None:
+        check_number("similarity", similarity, 0, 100, " (5 is usual)")
+    check_whole("seed", seed, 0, SEEDS - 1)
+    check_whole("num_images", num_images, 1, MAX_IMAGES)
+    if check_number("strength", strength, 0, 1) == 0:
+        raise ValueError("strength is 0, which keeps the picture; give a number up to 1")
+    check_guidance_interval(*guidance_interval)
+
+
 def check_guidance_interval(start: float, end: float) -> None:
     """Raise `ValueError` unless this is a part of the schedule."""
     if not 0 <= start <= end <= 1:
@@ -193,21 +222,3 @@ def check_guidance_interval(start: float, end: float) -> None:
             f"the guidance interval is {start:g} to {end:g}; give two numbers from 0 to 1, the "
             "smaller first"
         )
-
-
-def check_num_images(count: int) -> None:
-    """Raise `ValueError` unless so many variations may be painted at once."""
-    if not 1 <= count <= MAX_IMAGES:
-        raise ValueError(f"num_images is {shown(count)}; give a number from 1 to {MAX_IMAGES:,}")
-
-
-def _check(steps: int, num_images: int, similarity: float, seed: int, posterior: str) -> None:
-    check_num_images(num_images)
-    if steps > MAX_STEPS:
-        raise ValueError(f"steps is {shown(steps)}; give at most {MAX_STEPS:,} (20 is usual)")
-    if not 0 <= similarity <= 100:
-        raise ValueError(f"similarity is {similarity}; give a number from 0 to 100 (5 is usual)")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed}; give a number from 0 to 2**63 - 1")
-    if posterior not in POSTERIORS:
-        raise ValueError(f"unknown posterior {posterior!r}; choose one of {', '.join(POSTERIORS)}")

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .checks import check_mask
+
 Fit = Literal["squash", "crop", "pad"]
 
 _NEUTRAL = 127  # 8-bit grey for padding and a masked-out background
@@ -63,6 +65,7 @@ def preprocess(
 
 
 def _cut_out(array: np.ndarray, exemplar_mask: Tensor) -> np.ndarray:
+    check_mask("exemplar_mask", exemplar_mask.float())
     mask = exemplar_mask.float().clamp(0, 1).cpu().numpy()
     if mask.shape != array.shape[:2]:
         raise ValueError(
@@ -95,19 +98,24 @@ def weighted_mean(contexts: Tensor, weights: Sequence[float] | None = None) -> T
     """
     if weights is None:
         return contexts.mean(dim=0, keepdim=True)
-    if len(weights) != len(contexts):
+    check_weights(weights, len(contexts))
+    largest = max(weights)
+    shares = contexts.new_tensor([weight / largest for weight in weights])[:, None, None]
+    return (contexts * (shares / shares.sum())).sum(dim=0, keepdim=True)
+
+
+def check_weights(weights: Sequence[float], count: int) -> None:
+    """Raise `ValueError` unless there are `count` weights of at least 0, and not all of them 0."""
+    if len(weights) != count:
         raise ValueError(
-            f"the number of weights is {len(weights)} and that of exemplars {len(contexts)}; give "
+            f"the number of weights is {len(weights)} and that of exemplars {count}; give "
             "one weight for each, or none to count all the same"
         )
     for weight in weights:
         if not 0 <= weight < math.inf:
             raise ValueError(f"{weight:g} is not a weight; give numbers of at least 0")
-    largest = max(weights)
-    if largest == 0:
+    if not any(weights):
         raise ValueError("all weights are 0; give at least one exemplar a weight above 0")
-    shares = contexts.new_tensor([weight / largest for weight in weights])[:, None, None]
-    return (contexts * (shares / shares.sum())).sum(dim=0, keepdim=True)
 
 
 def parse_weights(text: str) -> list[float] | None:

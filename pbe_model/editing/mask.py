@@ -48,8 +48,13 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
             f"{size[1]} x {size[0]}; give one of about the same shape"
         )
     flat = mask.reshape(-1, 1, *mask.shape[-2:])
-    resized = F.interpolate(flat, size=tuple(size), mode="bilinear", antialias=True)
-    return resized.reshape(*mask.shape[:-2], *size)
+    resized = F.interpolate(in_full(flat), size=tuple(size), mode="bilinear", antialias=True)
+    return resized.to(mask.dtype).reshape(*mask.shape[:-2], *size)
+
+
+def in_full(values: Tensor) -> Tensor:
+    """Values of half precision as float32: much of torch computes with none on the CPU."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def bounding_box(hole_mask: Tensor, threshold: float = 0.5) -> Box:

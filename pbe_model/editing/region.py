@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .mask import resize_mask
+from .mask import in_full, resize_mask
 from .mask_shapes import Box
 
 INVISIBLE = 1 / 512
@@ -85,6 +85,11 @@ def crop(image: Tensor, hole_mask: Tensor, region: Region) -> tuple[Tensor, Tens
     image = resize(_cut(image.movedim(-1, 1), region), region.size).clamp(0, 1)
     hole_mask = F.adaptive_max_pool2d(_cut(hole_mask[:, None], region), region.size)
     return image.movedim(1, -1), hole_mask[:, 0]
+
+
+def crop_mask(mask: Tensor, region: Region) -> Tensor:
+    """Cuts a soft mask of any other meaning than the hole out, (B, H, W) to (B, h, w)."""
+    return resize(_cut(mask[:, None], region), region.size).clamp(0, 1)[:, 0]
 
 
 def stitch(photo: Tensor, crop_result: Tensor, region: Region) -> Tensor:
@@ -200,12 +205,14 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Pillow's bicubic resize: antialiased where it shrinks. Overshoots; clamp the result.
 
     Args:
-        image: (B, C, H, W).
+        image: (B, C, H, W), of floats.
         size: (h, w).
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    return F.interpolate(image, size=size, mode="bicubic", antialias=True)
+    # torch does not resize half precision on every device.
+    resized = F.interpolate(in_full(image), size=size, mode="bicubic", antialias=True)
+    return resized.to(image.dtype)
 
 
 def _gaussian(like: Tensor, length: int) -> Tensor:

@@ -35,6 +35,8 @@ import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 from comfy_api.torch_helpers import set_torch_compile_wrapper  # noqa: E402
 
+import nodes as host_nodes  # noqa: E402
+
 spec = importlib.util.spec_from_file_location(
     "/custom_nodes/under-test", os.path.join(PACK, "__init__.py"), submodule_search_locations=[PACK]
 )
@@ -296,6 +298,42 @@ def check_latents_are_those_of_our_sampler(parts: Parts) -> None:
     whole = schedule.SamplingGrid(tuple(float(round(t)) for t in grid.timesteps), grid.alphas)
     expected = samplers.dpmpp_2m(denoise, noise, whole) / TINY.vae.scale_factor
     close(latent, expected, 1e-4)
+
+
+def check_a_time_range_on_one_of_a_list(parts: Parts) -> None:
+    """As on one of two encodings that the host's node has combined."""
+    positive, negative = adapter.tagged(parts.context, torch.randn(1, 1, TINY.unet.context_dim))
+    rows = [adapter.tagged(row, row)[0] for row in parts.context.split(1)]
+    combine = host_nodes.ConditioningCombine().combine
+    later = host_nodes.ConditioningSetTimestepRange().set_range
+
+    def latent(conditioning: list) -> torch.Tensor:
+        return adapter.sample(
+            parts.model,
+            conditioning,
+            negative,
+            masked_latent=torch.ones(1, 4, SIDE, SIDE),
+            hole_mask=torch.ones(1, 64, 64),
+            init_latent=None,
+            noise=torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0)),
+            seed=0,
+            steps=4,
+            similarity=8.0,
+            sampler="euler",
+            scheduler="normal",
+            denoise=1.0,
+        )
+
+    one, two = (list(part) for part in zip(adapter.separate(positive), strict=True))
+    both = latent(adapter.separate(positive))
+    assert torch.equal(both, latent(combine(*rows)[0]))
+    ranged = latent(combine(one, later(two, 0.5, 1.0)[0])[0])
+    assert torch.equal(ranged, latent(combine(rows[0], later(rows[1], 0.5, 1.0)[0])[0]))
+    for other in (both, latent(rows[0])):
+        assert (ranged - other).abs().max() > 1e-3 * other.abs().max()
+    weighted = adapter.separate(positive, [3.0, 0.0])
+    assert len(weighted) == 1 and weighted[0][1]["strength"] == 3.0
+    assert positive[0][1].keys() == one[0][1].keys()
 
 
 def check_v_and_zero_terminal_snr_reach_the_host_s_sampling(parts: Parts) -> None:

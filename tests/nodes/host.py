@@ -4,7 +4,8 @@ The host always runs in its own interpreter as a subprocess and in a base direct
 that a user's models, outputs and settings stay untouched and nothing of ComfyUI is imported here.
 Our checkout is linked in under a name that differs from the repository's, because a node pack has
 to work under any package name. HTTP routes and websocket messages are those of ComfyUI's
-`server.py`; previews are binary frames: two big-endian 32-bit numbers, then a JPEG or PNG file.
+`server.py`; previews are binary frames: two big-endian 32-bit numbers, the event and the length of
+a JSON object about the picture, that object, then a JPEG or PNG file.
 """
 
 import io
@@ -29,7 +30,9 @@ from PIL import Image
 
 Prompt = dict[str, dict[str, Any]]  # node id -> {"class_type": ..., "inputs": {...}}
 
-PREVIEW_IMAGE, TEXT = 1, 3  # of the host's `BinaryEventTypes`
+PREVIEW_OF_A_NODE, TEXT = 4, 3  # of the host's `BinaryEventTypes`
+FEATURES = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+"""What the page tells the host: previews are to say which node they belong to."""
 
 
 def node(kind: str, **inputs: Any) -> dict[str, Any]:
@@ -46,10 +49,12 @@ class Run:
     """What one queued prompt did.
 
     Attributes:
-        outputs: the `ui` output of every output node, by node id.
+        outputs: what nodes show in the page (their `ui` output), by the id of the node that shows
+            it: for nodes inside an expanded one, that of the one on the canvas.
         executed: the ids of the nodes that ran (cached ones did not), in order.
         progress: (node id, value, maximum) of every progress event.
         previews: the preview pictures, decoded, RGB.
+        preview_nodes: the id of the node that shows each of them, as in `outputs`.
         texts: (node id, text) of everything that was shown below a node.
         error: the host's `execution_error` message, or None.
         interrupted: whether the run was cancelled.
@@ -59,6 +64,7 @@ class Run:
     executed: list[str] = field(default_factory=list)
     progress: list[tuple[str, int, int]] = field(default_factory=list)
     previews: list[Image.Image] = field(default_factory=list)
+    preview_nodes: list[str] = field(default_factory=list)
     texts: list[tuple[str, str]] = field(default_factory=list)
     error: dict[str, Any] | None = None
     interrupted: bool = False
@@ -199,6 +205,7 @@ class Host:
             f"ws://{self.address}/ws?clientId={self.client_id}", timeout=timeout
         )
         try:
+            connection.send(json.dumps(FEATURES))
             reply = self._post("/prompt", {"prompt": prompt, "client_id": self.client_id})
             return self._follow(connection, reply["prompt_id"], on_progress)
         finally:
@@ -215,8 +222,10 @@ class Host:
             message = connection.recv()
             if isinstance(message, bytes):
                 event, number = struct.unpack(">II", message[:8])
-                if event == PREVIEW_IMAGE:
-                    run.previews.append(Image.open(io.BytesIO(message[8:])).convert("RGB"))
+                if event == PREVIEW_OF_A_NODE:
+                    picture, about = message[8 + number :], json.loads(message[8 : 8 + number])
+                    run.previews.append(Image.open(io.BytesIO(picture)).convert("RGB"))
+                    run.preview_nodes.append(about["display_node_id"])
                 elif event == TEXT:  # here the second number is the length of the node's id
                     text = message[8 + number :].decode()
                     run.texts.append((message[8 : 8 + number].decode(), text))
@@ -229,7 +238,7 @@ class Host:
                 case "executing" if data["node"] is not None:
                     run.executed.append(data["node"])
                 case "executed":
-                    run.outputs[data["node"]] = data["output"]
+                    run.outputs[data["display_node"]] = data["output"]
                 case "progress":
                     run.progress.append((data["node"], data["value"], data["max"]))
                     if on_progress is not None:

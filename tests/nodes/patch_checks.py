@@ -76,17 +76,17 @@ def weights(seed: int) -> dict[str, torch.Tensor]:
     return drawn
 
 
-def our_model(seed: int):
-    return adapter.load_model(
-        SIZES, weights(seed), comfy.latent_formats.SD15(), weight_dtype=torch.float32
-    )
+def our_model(seed: int, dtype: torch.dtype = torch.float32):
+    return adapter.load_model(SIZES, weights(seed), comfy.latent_formats.SD15(), weight_dtype=dtype)
 
 
-def host_model(seed: int):
+def host_model(
+    seed: int, dtype: torch.dtype = torch.float32, compute_dtype: torch.dtype | None = None
+):
     """Stable Diffusion 1.5 of the host."""
     sizes = ours("nodes.adapter.denoiser").host_sizes(SIZES.unet) | {"in_channels": 4}
     config = comfy.supported_models.SD15(sizes)
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, compute_dtype)
     model = config.get_model({}, device=CPU)
     drawn = weights(seed)
     drawn[FIRST] = drawn[FIRST][:, :4].clone()

@@ -178,9 +178,16 @@ def test_fp8_weights_are_saved_as_what_they_are_computed_in(host: Host, folder: 
 
 def test_what_is_no_weight_is_named(host: Host, folder: Path):
     prompt = saving("free", "7")
-    prompt["7"] = node("FreeU_V2", model=["1", 0], b1=1.3, b2=1.4, s1=0.9, s2=0.2)
+    prompt["4"] = node("FreeU_V2", model=["1", 0], b1=1.3, b2=1.4, s1=0.9, s2=0.2)
+    prompt["5"] = node("RescaleCFG", model=["4", 0], multiplier=0.7)
+    prompt["6"] = node("PerturbedAttentionGuidance", model=["5", 0], scale=3.0)
+    cache = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
+    prompt["7"] = node("EasyCache", model=["6", 0], **cache)
     (text,) = ran(host, prompt).outputs["9"]["text"]
-    assert "Not in the file, as they are no weights: FreeU" in text
+    assert text.endswith(
+        "Not in the file, as they are no weights: FreeU_V2, PerturbedAttentionGuidance, "
+        "RescaleCFG, easycache."
+    )
     lora = {"model": ["1", 0], "lora_name": "saving.safetensors", "strength_model": 1.0}
     prompt = saving("bypass", "7") | {"7": node("LoraLoaderBypassModelOnly", **lora)}
     assert "cannot be saved with them; apply the LoRA with LoraLoaderModelOnly" in failure(

@@ -199,7 +199,7 @@ def test_adapters_are_merged_or_written_apart(
     assert training["steps"] == 2 and training["init"] == {"steps": 7}
     export(adapters.out, alone, layout="lora")
     model, before, found = PaintByExample.from_checkpoint(base), weights(base), weights(merged)
-    adapted = {f"{name}.weight" for name in apply_lora(model, alone)}
+    adapted = {f"{name}.weight" for name in apply_lora(model, alone).layers}
     assert len(adapted) > 10 and any("mapper" in name for name in adapted)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in adapted), name

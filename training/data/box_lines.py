@@ -2,44 +2,105 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pbe_model.editing.mask_shapes import Box
-from pbe_model.untrusted import numbered_lines, parse_json, shown
+from pbe_model.untrusted import first_line, numbered_lines, parse_json, printable, shown
 from training.data.decode import photo_size
-from training.data.index_format import LARGEST, PhotoBoxes
+from training.data.index_format import LARGEST, MAX_PATH, PhotoBoxes
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 3  # of the lines that are passed over
+
+
+@dataclass
+class _Lines:
+    """A photo, and the boxes of its lines."""
+
+    size: tuple[int, int]
+    boxes: list[Box] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
 
 def read_lines(path: Path, root: Path, min_area: float, max_area: float) -> Iterator[PhotoBoxes]:
-    """Photos of a text file of boxes, in the order in which they first appear."""
-    photos: dict[str, tuple[tuple[int, int], list[Box], list[str]]] = {}
+    """Photos of a text file of boxes, in the order in which they first appear.
+
+    Lines that are no box entries are passed over, and a warning says how many and which.
+
+    Raises:
+        ValueError: The file cannot be read, or all lines are like that.
+    """
+    photos: dict[str, _Lines] = {}
+    faults, num_faults, num_boxes = [], 0, 0
     for number, line in numbered_lines(path):
         try:
             entry = parse_box(line)
-            x0, y0, x1, y1 = map(int, entry.box)
-            if entry.image not in photos:
-                os.fsencode(entry.image)  # not every string can name a file
-                width, height = entry.size or _header_size(root / entry.image)
-                photos[entry.image] = (int(width), int(height)), [], []
-            size, boxes, labels = photos[entry.image]
-            pixels = size[0] * size[1]
-            fits = not pixels or min_area <= (x1 - x0) * (y1 - y0) / pixels <= max_area
+            image = _existing(entry.image, root)
+            if image not in photos:
+                photos[image] = _Lines(_size(entry, root / image))
+            box = _in_pixels(entry, photos[image].size)
         except (ValueError, OverflowError) as error:
+            num_faults += 1
+            if len(faults) < _SHOWN:
+                faults.append((number, f"{shown(line, 80)}: {first_line(error)}"))
+            continue
+        num_boxes += 1
+        width, height = photos[image].size
+        share = (box[2] - box[0]) * (box[3] - box[1]) / max(width * height, 1)
+        if not width * height or min_area <= share <= max_area:
+            x0, y0, x1, y1 = (min(max(n, 0), LARGEST) for n in box)
+            photos[image].boxes.append((x0, y0, x1, y1))
+            photos[image].labels.append(entry.label)
+    if num_faults:
+        name = printable(path)
+        if not num_boxes:
+            number, reason = faults[0]
+            more = f", and {num_faults - 1:,} more are none" if num_faults > 1 else ""
             raise ValueError(
-                f"line {number} of '{path}' is no box entry ({shown(line, 80)}); "
+                f"line {number} of '{name}' is no box entry ({reason}){more}; "
                 'each line must read {"image": "path", "box": [x0, y0, x1, y1]}'
-            ) from error
-        if fits:
-            x0, y0, x1, y1 = (min(max(n, 0), LARGEST) for n in (x0, y0, x1, y1))
-            boxes.append((x0, y0, x1, y1))
-            labels.append(entry.label)
-    for image, (size, boxes, labels) in photos.items():
-        yield PhotoBoxes(path=image, size=size, boxes=np.array(boxes, int), labels=labels)
+            )
+        first = "; ".join(f"line {number} ({reason})" for number, reason in faults)
+        log.warning("%s: passing over %d lines, the first: %s", name, num_faults, first)
+    for image, lines in photos.items():
+        boxes = np.array(lines.boxes, int)
+        yield PhotoBoxes(path=image, size=lines.size, boxes=boxes, labels=lines.labels)
+
+
+def _existing(image: str, root: Path) -> str:
+    """The path as it is written on this system, where there is no file of the very name."""
+    if len(os.fsencode(image)) > MAX_PATH:  # not every string can name a file
+        raise ValueError(f"its path has more than {MAX_PATH:,} bytes")
+    if "\\" in image and not os.path.exists(root / image):
+        return image.replace("\\", "/")
+    return image
+
+
+def _size(entry: BoxLine, photo: Path) -> tuple[int, int]:
+    """Width and height as stated, else by the header, else 0."""
+    width, height = entry.size or _header_size(photo)
+    size = int(width), int(height)
+    if not 0 <= min(size) <= max(size) <= LARGEST:
+        raise ValueError(f"its size {shown(size, 40)} is not in 0 to {LARGEST} pixels")
+    return size
+
+
+def _in_pixels(entry: BoxLine, size: tuple[int, int]) -> Box:
+    x0, y0, x1, y1 = map(int, entry.box)
+    if not (x0 < x1 and y0 < y1):
+        raise ValueError("its box has no area in whole pixels, x0 < x1 and y0 < y1")
+    width, height = (side or LARGEST for side in size)
+    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+        raise ValueError("its box is outside the photo")
+    return x0, y0, x1, y1
 
 
 def _header_size(photo: Path) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Photos as training reads them: upright RGB pixels, sizes alone, and errors that say why not.
 
-JPEG goes through simplejpeg (libjpeg-turbo), everything else through OpenCV. Their pixels are the
-same, but `cv2.imdecode` decodes into memory of its own and copies from there: it took 1.1 to 1.8
-times as long at 1024 x 768, the more the slower the system hands out fresh pages.
+All formats mean what they mean to an edit, as `pbe_model.pictures` decodes them. JPEG, the format
+of nearly all photos, goes through simplejpeg (libjpeg-turbo) instead: the same pixels but for
+rounding, without a detour through Pillow's own memory, and turned and converted to sRGB alike.
 
 What decoding would take is read off the header first: a few bytes may ask for gigabytes, or hours.
 """
@@ -11,25 +11,29 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-import cv2
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from pbe_model.colour_profiles import is_srgb, to_srgb
 from pbe_model.picture_headers import (
     DECODER_ERRORS,
     JPEG_START,
     MAX_BYTES,
+    UnsupportedPicture,
     check_jpeg_scans,
+    describe_stranger,
     open_picture,
+    orientation,
     pixel_limit,
+    read_leniently,
 )
+from pbe_model.pictures import decode_picture, quiet_decoders, turned
 from pbe_model.untrusted import first_line, open_regular, read_bytes
 
 JPEG_END = b"\xff\xd9"
@@ -38,14 +42,16 @@ _SEGMENT = struct.Struct(">BBH").unpack_from
 _SEQUENTIAL = frozenset((0xC0, 0xC1))  # kinds of frames
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 _MOST_SEGMENTS = 2**16
+_FAST_COLOURS = ("YCbCr", "Gray", "RGB")
+_SIDE_MARKS = (b"Exif\0\0", b"ICC_PROFILE\0")
 _ON_ITS_SIDE = 5  # EXIF orientations from here on exchange width and height
 
 
 def decode_photo(data: bytes) -> np.ndarray:
-    """Decode a photo, turned upright by its EXIF orientation.
+    """Decode a photo, upright, in sRGB, and over white where it is transparent.
 
     Args:
-        data: The whole file, in any of `pbe_model.image_io.FORMATS` that OpenCV reads.
+        data: The whole file, in any of `pbe_model.picture_headers.FORMATS`.
 
     Returns:
         `(H, W, 3)` uint8 RGB.
@@ -60,46 +66,55 @@ def decode_photo(data: bytes) -> np.ndarray:
         if data.rfind(JPEG_END, len(data) // 2) < 0:
             raise OSError("truncated JPEG")
         header_length, is_only_scan = _first_scan(data)
-        _check_jpeg(data, is_only_scan)
-        if not _may_be_turned(data, header_length):
-            try:
-                return simplejpeg.decode_jpeg(data, "RGB", strict=False)
-            except ValueError:
-                pass  # CMYK, for instance: OpenCV reads some files that simplejpeg does not
-    else:
-        with photo_header(io.BytesIO(data)):
-            pass  # one of the formats that are read, and not too many pixels
-    try:
-        photo = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error as error:
-        raise OSError(f"not a readable image ({first_line(error)})") from error
-    if photo is None:
-        raise OSError("not a readable image")
-    return photo
+        colours = _check_jpeg(data, is_only_scan)
+        turn, profile, mode = _side_information(data, header_length)
+        photo = _decode_jpeg(data) if colours in _FAST_COLOURS else None
+        if photo is not None:
+            if turn == 1 and is_srgb(profile, mode):
+                return photo
+            picture = Image.fromarray(photo[..., 0] if mode == "L" else photo)
+            return np.array(turned(to_srgb(picture, profile), turn))
+    with _reasons(file := io.BytesIO(data), "damaged"):
+        return decode_picture(file).over_white()
 
 
-def _check_jpeg(jpeg: bytes, is_only_scan: bool) -> None:
-    """Refuse more pixels than may be decoded, and to go through them over and over again."""
+def _decode_jpeg(jpeg: bytes) -> np.ndarray | None:
     try:
-        height, width = map(int, simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2])
+        return simplejpeg.decode_jpeg(jpeg, "RGB", strict=False)
+    except ValueError:  # Pillow reads some files that simplejpeg does not
+        return None
+
+
+def _check_jpeg(jpeg: bytes, is_only_scan: bool) -> str | None:
+    """Refuse more pixels than may be decoded, and to go through them over and over again.
+
+    Returns:
+        simplejpeg's name of the colours in the file, None where it does not know.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
     except ValueError:
         with photo_header(io.BytesIO(jpeg)) as header:
-            width, height = header.size
+            width, height, colours = header.width, header.height, None
     if width * height > pixel_limit(len(jpeg)):
         raise OSError("too many pixels")
     if not is_only_scan:
         check_jpeg_scans(jpeg, width * height)
+    return colours
 
 
-def _may_be_turned(jpeg: bytes, header_length: int) -> bool:
-    """Whether EXIF asks for a turn or a flip, which OpenCV does on the way."""
-    if jpeg.find(b"Exif\0\0", 0, header_length) < 0:
-        return False
+def _side_information(jpeg: bytes, header_length: int) -> tuple[int, bytes | None, str]:
+    """EXIF orientation, colour profile, and the mode that it is for.
+
+    Pillow is asked only where there is one of them.
+    """
+    if all(jpeg.find(mark, 0, header_length) < 0 for mark in _SIDE_MARKS):
+        return 1, None, "RGB"
     try:
         with photo_header(io.BytesIO(jpeg)) as header:
-            return header.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            return orientation(header), header.info.get("icc_profile"), header.mode
     except OSError:
-        return True
+        return 1, None, "RGB"
 
 
 def _first_scan(jpeg: bytes) -> tuple[int, bool]:
@@ -134,11 +149,14 @@ def photo_size(path: Path) -> tuple[int, int]:
         raise OSError("no such file") from error
     except ValueError as error:  # not a regular file, or a name that no file has
         raise OSError(first_line(error)) from error
-    with file, photo_header(file) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= _ON_ITS_SIDE
-        if turned and image.format != "TIFF":  # Pillow states that of a TIFF upright already
-            return image.height, image.width
-        return image.width, image.height
+    with file, _reasons(file, "damaged header"), quiet_decoders():
+        return read_leniently(file, _upright_size)
+
+
+def _upright_size(file: BinaryIO) -> tuple[int, int]:
+    with open_picture(file) as image:
+        width, height = image.size
+        return (height, width) if orientation(image) >= _ON_ITS_SIDE else (width, height)
 
 
 @contextmanager
@@ -149,18 +167,24 @@ def photo_header(file: BinaryIO) -> Iterator[Image.Image]:
         OSError: Not a picture of a known format, damaged, or with too many pixels to be decoded;
             also where looking at it shows the damage.
     """
+    # Decoders warn of quirks, and from 89 megapixels on.
+    with _reasons(file, "damaged header"), quiet_decoders(), open_picture(file) as image:
+        yield image
+
+
+@contextmanager
+def _reasons(file: BinaryIO, damaged: str) -> Iterator[None]:
+    """Whatever decoders raise as an OSError that says why."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of quirks, and from 89 megapixels on
-            with open_picture(file) as image:
-                yield image
+        yield
     except UnidentifiedImageError as error:
-        empty = not file.seek(0, 2)
-        raise OSError("empty file" if empty else "not a picture of a known format") from error
+        raise OSError(describe_stranger(file).removeprefix("an ")) from error
     except Image.DecompressionBombError as error:
         raise OSError("too many pixels") from error
+    except UnsupportedPicture as error:
+        raise OSError(str(error).removeprefix("it is ")) from error
     except DECODER_ERRORS as error:
-        raise OSError(f"damaged header ({first_line(error)})") from error
+        raise OSError(f"{damaged} ({first_line(error)})") from error
 
 
 def read_photo(path: Path) -> bytes:

@@ -81,8 +81,8 @@ class BoxIndex:
             max_area: Largest share.
 
         Raises:
-            ValueError: There is none, it is damaged or of another version, a malformed line, or no
-                box left.
+            ValueError: There is none, it is damaged or of another version, or no box is left.
+                Single lines that are malformed are passed over with a warning.
         """
         path = Path(path)
         if path.is_dir():

@@ -11,6 +11,7 @@ import numpy as np
 
 from pbe_model.untrusted import shown
 from training.data.index_format import PhotoBoxes
+from training.prepare.folder import FolderCount
 
 AREA_EDGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 """Limits between the classes of the area histogram, as shares of the photo."""
@@ -56,12 +57,15 @@ class Census:
         }
 
 
-def table(splits: dict[str, Census], left_out: dict[str, dict[str, int]]) -> str:
+def table(
+    splits: dict[str, Census], left_out: dict[str, dict[str, int]], folder: FolderCount
+) -> str:
     """A short table for people.
 
     Args:
         splits: Figures by name of the split.
         left_out: Counts by reason, under the headings to show them below.
+        folder: Files of the folder of photos.
     """
     columns = list(splits.values())
     rows: list[tuple[str, list[str]]] = [
@@ -87,6 +91,8 @@ def table(splits: dict[str, Census], left_out: dict[str, dict[str, int]]) -> str
         if counts:
             rows.append((heading, []))
             rows += [(f"  {reason}", [f"{count:,}"]) for reason, count in counts.items()]
+    rows.append(("files in the folder of photos", [f"{folder.files:,}"]))
+    rows += [(f"  {kind}", [f"{count:,}"]) for kind, count in folder.rows().items()]
     width = max(len(name) for name, _ in rows)
     lines = (f"{name:<{width}}" + "".join(f"{value:>14}" for value in row) for name, row in rows)
     return "\n".join(line.rstrip() for line in lines)

@@ -16,6 +16,7 @@ from pbe_model.untrusted import first_line
 from training.data.decode import decode_photo, read_photo
 from training.data.index_format import PhotoBoxes
 from training.data.shards import ShardWriter
+from training.prepare.faults import kind_of
 from training.prepare.pieces import Piece, finish
 
 FOLDER = "shards"
@@ -99,7 +100,7 @@ def _portions(
     portion, used = [], 0.0
     for photo in photos:
         share = min(1.0, (packing.max_side or max(photo.size)) / max(photo.size))
-        expected = (images / photo.path).stat().st_size * share**2
+        expected = _file_size(images / photo.path) * share**2
         if portion and used + expected > packing.shard_bytes:
             yield portion
             portion, used = [], 0.0
@@ -107,6 +108,13 @@ def _portions(
         used += expected
     if portion:
         yield portion
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it went away, which is noted when it is read
+        return 0
 
 
 def _pack_one(job: _Job, portion: tuple[int, list[PhotoBoxes]]) -> Path:
@@ -122,9 +130,11 @@ def _write_shard(job: _Job, name: str, photos: list[PhotoBoxes]) -> Piece:
         for photo in photos:
             try:
                 data = read_photo(job.images / photo.path)
-                piece.photos.append(writer.add(*_shrunk(photo, data, job.packing.max_side)))
+                stored = _shrunk(photo, data, job.packing.max_side)
             except OSError as error:
-                piece.unusable.append((photo.path, first_line(error)))
+                piece.unusable.append((photo.path, kind_of(error), first_line(error)))
+                continue
+            piece.add(writer.add(*stored))  # where a full disk is no fault of the photo
     for shard in writer.names:
         (folder / shard).replace(job.shards / f"{name}.tar")
     shutil.rmtree(folder)

@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pbe_model.atomic import replacing
 from pbe_model.untrusted import first_line, open_regular, printable, read_json
 from training.data.index_format import PhotoBoxes
+from training.prepare.faults import Faults
 
 _MAX_PIECE = 2**33  # bytes: all annotations may be of one photo, and they are longer here
 
@@ -22,13 +24,24 @@ class Piece:
 
     Attributes:
         photos: Those that can be used, with their boxes.
-        unusable: Path and reason of those that cannot.
+        guessed: What annotations were taken to mean each of them, "" where there is no doubt.
+        boxless: Paths of those without a box left.
+        unusable: Path, kind and reason of those that cannot be used.
+        faults: Annotations that were passed over.
         counts: Boxes by the reason that left them out, and other counts.
     """
 
     photos: list[PhotoBoxes] = field(default_factory=list)
-    unusable: list[tuple[str, str]] = field(default_factory=list)
+    guessed: list[str] = field(default_factory=list)
+    boxless: list[str] = field(default_factory=list)
+    unusable: list[tuple[str, str, str]] = field(default_factory=list)
+    faults: Faults = field(default_factory=Faults)
     counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, photo: PhotoBoxes, guessed: str = "") -> None:
+        """Append a photo that can be used."""
+        self.photos.append(photo)
+        self.guessed.append(guessed)
 
     @classmethod
     def load(cls, path: Path, wanted: Callable[[str], bool] | None = None) -> Piece:
@@ -43,24 +56,17 @@ class Piece:
         """
         remedy = f"delete the folder '{printable(path.parent)}' and start the same command again"
         stored = read_json(path, _MAX_PIECE, remedy)
-        records, pairs, counts = (stored.get(name) for name in ("photos", "unusable", "counts"))
         try:
-            if not isinstance(records, list):
-                raise ValueError("it has no list of photos")
-            photos = [PhotoBoxes.from_json(record) for record in records]
-            if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
-                raise ValueError("it has no list of paths with reasons")
-            if not isinstance(counts, dict) or not all(type(n) is int for n in counts.values()):
-                raise ValueError("it has no counts")
+            piece = _from_json(stored)
         except ValueError as error:
             raise ValueError(
                 f"'{printable(path)}' is damaged ({first_line(error)}); {remedy}"
             ) from error
-        return cls(
-            [photo for photo in photos if wanted is None or wanted(photo.path)],
-            [(name, reason) for name, reason in pairs],
-            Counter(counts),
-        )
+        if wanted is not None:
+            pairs = zip(piece.photos, piece.guessed, strict=True)
+            kept = [pair for pair in pairs if wanted(pair[0].path)]
+            piece.photos, piece.guessed = [p for p, _ in kept], [g for _, g in kept]
+        return piece
 
 
 def finish(path: Path, inputs: Iterable[str], work: Callable[[], Piece]) -> Path:
@@ -81,7 +87,10 @@ def finish(path: Path, inputs: Iterable[str], work: Callable[[], Piece]) -> Path
             {**{name: getattr(photo, name) for name in names}, "boxes": photo.boxes.tolist()}
             for photo in piece.photos
         ],
+        "guessed": piece.guessed,
+        "boxless": piece.boxless,
         "unusable": piece.unusable,
+        "faults": vars(piece.faults),
         "counts": piece.counts,
     }
     with replacing(path) as part:
@@ -99,5 +108,46 @@ def _first_bytes(path: Path, count: int) -> bytes:
         return b""
 
 
-def _is_pair(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
+def _from_json(stored: dict[str, Any]) -> Piece:
+    """Raises: ValueError: Something is missing, or of another type."""
+    records, faults = stored.get("photos"), stored.get("faults")
+    if not isinstance(records, list):
+        raise ValueError("it has no list of photos")
+    photos = [PhotoBoxes.from_json(record) for record in records]
+    guessed, boxless = _texts(stored.get("guessed")), _texts(stored.get("boxless"))
+    if len(guessed) != len(photos):
+        raise ValueError("it has not as many guesses as photos")
+    if not isinstance(faults, dict) or type(unlisted := faults.get("unlisted")) is not int:
+        raise ValueError("it has no faults")
+    return Piece(
+        photos,
+        guessed,
+        boxless,
+        [(a, b, c) for a, b, c in _rows(stored.get("unusable"), 3, "paths with reasons")],
+        Faults(
+            _counts(faults.get("counts")),
+            [(a, b) for a, b in _rows(faults.get("listed"), 2, "faults")],
+            unlisted,
+        ),
+        _counts(stored.get("counts")),
+    )
+
+
+def _texts(value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError("it has no list of paths")
+    return value
+
+
+def _rows(value: object, length: int, name: str) -> list[list[str]]:
+    if not isinstance(value, list) or not all(
+        isinstance(row, list) and list(map(type, row)) == [str] * length for row in value
+    ):
+        raise ValueError(f"it has no list of {name}")
+    return value
+
+
+def _counts(value: object) -> Counter[str]:
+    if not isinstance(value, dict) or not all(type(n) is int for n in value.values()):
+        raise ValueError("it has no counts")
+    return Counter(value)

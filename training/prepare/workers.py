@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_all_start_methods, get_context, parent_process
 from typing import Any
@@ -31,6 +32,9 @@ def process_map(
         start: Called once in every process before its first item.
         preload: Module that the work needs; where the system can, it is imported once for all
             processes, not once in each.
+
+    Raises:
+        ValueError: The system ended one of the processes.
     """
     if processes <= 1:
         if start is not None:
@@ -55,6 +59,11 @@ def process_map(
 
         try:
             yield bounded_map
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a worker process was killed, for want of memory perhaps; start the same command "
+                f"again with fewer --processes than {processes}"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -244,14 +244,90 @@ def test_an_exemplar_counts_where_it_is_opaque_or_masked(arguments):
     cut_out = Image.fromarray(EXEMPLAR)
     cut_out.putalpha(Image.fromarray(part))
     cut_out.save("cut_out.png")
+    cut_out.putalpha(Image.fromarray(255 - part))  # as ComfyUI's mask editor saves it
+    cut_out.save("erased.png")
     for out, options in {
         "a.png": {"exemplar_mask": "part.png"},
         "b.png": {"exemplar": "cut_out.png"},
-        "c.png": {"exemplar_mask": "cut_out.png"},
+        "c.png": {"exemplar_mask": "erased.png"},
     }.items():
         assert main(arguments(out=out, **options)) == 0
     assert (pixels("a.png") == pixels("b.png")).all()
     assert (pixels("a.png") == pixels("c.png")).all()
+
+
+@pytest.mark.parametrize("option", ["mask", "exemplar_mask", "context_mask", "blend_mask"])
+def test_a_mask_means_what_people_see_whatever_it_is_for(arguments, option):
+    shape = EXEMPLAR.shape[:2] if option == "exemplar_mask" else PHOTO.shape[:2]
+    tone = np.zeros(shape, np.uint8)
+    tone[3:14, 5:16] = 255
+    picture = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    black = np.zeros_like(picture)
+    masks = {
+        "white.png": np.dstack([black + tone[..., None], np.full_like(tone, 254)]),
+        "strokes.png": np.dstack([black, tone]),
+        "half.png": np.dstack([black + 255, tone // 2]),
+        "multiplied.png": np.dstack([black + tone[..., None] // 2, tone // 2]),
+        "erased.png": np.dstack([picture, 255 - tone]),
+    }
+    Image.fromarray(tone).save("plain.png")
+    assert main(arguments(out="plain_out.png", **{option: "plain.png"})) == 0
+    for name, rgba in masks.items():
+        Image.fromarray(rgba).save(name)
+        assert main(arguments(**{option: name})) == 0
+        assert (pixels("out.png") == pixels("plain_out.png")).all(), name
+
+
+def test_what_was_understood_of_a_mask_is_written(arguments, refused, capsys):
+    strokes = np.dstack([np.zeros((40, 50, 3), np.uint8), HOLE])
+    Image.fromarray(strokes).resize((100, 80), Image.Resampling.NEAREST).save("strokes.png")
+    assert main(arguments(mask="strokes.png", show_mask="understood.png")) == 0
+    assert ((pixels("understood.png") > 127) == (HOLE > 0)).all()
+    assert "hole" not in capsys.readouterr().err
+    for options, reason in (
+        ({"show_mask": "mask.png"}, "--mask name the same file"),
+        ({"show_mask": "./out.png"}, "--out name the same file"),
+        ({"show_mask": "mask.xyz"}, "unknown suffix"),
+        ({"show_mask": "none/mask.png"}, "there is no folder"),
+        ({"show_mask": "new.png", "exemplar": "text.png"}, "text.png"),
+    ):
+        (Path("text.png")).write_text("text")
+        assert reason in refused(arguments(**options | {"out": "out.png"}))
+
+
+def test_a_mask_of_more_than_nine_tenths_is_said(arguments, capsys):
+    assert main(arguments()) == 0
+    assert capsys.readouterr().err == ""
+    Image.fromarray(255 - HOLE).save("mask.png")
+    assert main(arguments(region="whole")) == 0
+    out, err = capsys.readouterr()
+    assert out == "out.png\n" and err.count("\n") == 1
+    assert "92.5% of the photo the hole" in err and "invert" in err and "--show-mask" in err
+
+
+def test_the_opacity_of_the_photo_is_kept(arguments):
+    opacity = np.tile(np.arange(50, dtype=np.uint8) * 5, (40, 1))
+    opacity[:, 20:] = 255
+    Image.fromarray(np.dstack([PHOTO, opacity])).save("photo.png")
+    for out in ("out.png", "out.webp", "out.tif"):
+        assert main(arguments(out=out, num_images=2, blend=0)) == 0
+        for name in (out.replace(".", "-1."), out.replace(".", "-2.")):
+            result = pixels(name)
+            assert result.shape == (40, 50, 4) and (result[..., 3] == opacity).all()
+            outside = HOLE == 0
+            assert (result[outside][:, :3] == PHOTO[outside]).all()  # also what is not seen
+            assert (result[~outside][:, :3] != PHOTO[~outside]).any()
+    assert main(arguments(out="out.jpg")) == 0
+    assert pixels("out.jpg").shape == (40, 50, 3)
+
+
+def test_what_is_painted_into_an_erased_hole_is_seen(arguments):
+    Image.fromarray(np.dstack([PHOTO, 255 - HOLE])).save("photo.png")
+    assert main(arguments(mask="photo.png")) == 0
+    result = pixels("out.png")
+    assert (result[..., 3] == 255)[HOLE > 0].all()
+    assert main(arguments(mask="mask.png", out="same.png")) == 0
+    assert (pixels("same.png") == result).all()
 
 
 def test_a_mask_of_another_size_is_resized(arguments):
@@ -287,6 +363,8 @@ def test_photos_of_any_kind(arguments, kind):
     assert main(arguments()) == 0
     far = np.s_[30:, :]  # below the blend zone
     expected = (read_image("photo.png").numpy() * 255).round()
+    if kind == "transparent":
+        expected = np.dstack([PHOTO, grey])
     assert (pixels("out.png")[far] == expected[far]).all()
     if kind in ("grey", "sixteen"):
         assert (pixels("out.png")[far] == grey[far][..., None]).all()
@@ -334,7 +412,7 @@ def test_an_interrupt_writes_nothing(arguments, folder, capsys):
         ({"exemplar": "text.png"}, "text.png"),
         ({"exemplar": "small.png"}, "7 x 9"),
         ({"exemplar_mask": "nowhere.png"}, "nowhere.png"),
-        ({"exemplar_mask": "black.png"}, "exemplar mask is empty"),
+        ({"exemplar_mask": "black.png"}, "black.png is empty"),
         ({"exemplar_mask": "small.png"}, "7 x 9"),
         ({"out": "out.xyz"}, "'.xyz'"),
         ({"out": "out"}, "suffix"),

@@ -511,7 +511,7 @@ def test_a_result_that_is_not_finite_is_an_error():
         ({"similarity": -1.0}, "similarity is -1"),
         ({"similarity": math.nan}, "similarity is nan"),
         ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**63}, f"seed is {2**63}"),
+        ({"seed": 2**64}, f"seed is {2**64}"),
         ({"strength": 0.0}, "strength is 0"),
         ({"crop": CropSettings(resolution=33)}, "resolution 33 is not a multiple of 4"),
         ({"crop": CropSettings(blend_mask=torch.zeros(40, 52))}, "blend mask is empty"),

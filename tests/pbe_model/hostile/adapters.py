@@ -15,7 +15,7 @@ from pbe_model.checkpoints.lora import ALPHA, DOWN, UP, adaptable, names_in_file
 from ..small import SMALL, small_model
 from .archives import FILES as ARCHIVES
 from .case import HUGE, TERMINAL, Case, Table, built, content, link
-from .headers import UNREAD, entry, with_header
+from .headers import entry, with_header
 from .strangers import HTML, LFS
 
 _FIT = "does not fit the model"
@@ -73,17 +73,17 @@ def _large(path: Path) -> None:
 
 
 FILES: Table = {
-    "page.safetensors": Case(content(HTML), "its header claims"),
-    "pointer.safetensors": Case(content(LFS), "its header claims"),
+    "page.safetensors": Case(content(HTML), "it is an HTML page"),
+    "pointer.safetensors": Case(content(LFS), "it is a Git LFS pointer"),
     "pipe.safetensors": Case(os.mkfifo, "no adapter at"),
     "device.safetensors": Case(link("/dev/zero"), "no adapter at"),
     "folder.safetensors": Case(Path.mkdir, "no adapter at"),
-    "pickle.ckpt": Case(ARCHIVES["two_faced_script.ckpt"].make, UNREAD),
+    "pickle.ckpt": Case(ARCHIVES["two_faced_script.ckpt"].make, "cannot be read as a torch"),
     "nothing.safetensors": Case(content(with_header("{}")), _NONE),
-    "other_names.safetensors": _case(_NONE, layer="lora_te_text_model"),
-    "escapes.safetensors": _case(
-        r"2 of its 2 tensors are unknown \(\\x1b\]0;owned\\x07", layer=TERMINAL
-    ),
+    "text_encoder.safetensors": _case("a text encoder alone", layer="lora_te_text_model"),
+    "other_names.safetensors": _case(_NONE, layer="lora_unet_x"),
+    "other_family.safetensors": _case("is an adapter for FLUX", layer="lora_unet_double_blocks_0"),
+    "escapes.safetensors": _case(r"its 2 tensors is for \(\\x1b\]0;owned\\x07", layer=TERMINAL),
     "many_names.safetensors": Case(
         built(lambda: with_header({TERMINAL + f"{i}": entry(0, 0, 0) for i in range(40_000)})),
         _NONE,

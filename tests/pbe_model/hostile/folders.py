@@ -191,9 +191,11 @@ FILES: Table = {
     "weights_loop": _folder(
         "no weights in|is missing", _instead(_WEIGHTS, lambda f: f.symlink_to(f.name))
     ),
-    "weights_page": _folder("its header claims", _instead(_WEIGHTS, lambda f: f.write_bytes(HTML))),
+    "weights_page": _folder(
+        "it is an HTML page", _instead(_WEIGHTS, lambda f: f.write_bytes(HTML))
+    ),
     "weights_int8": _folder("not a weight type", _stranger(torch.int8)),
-    "weights_fp8": _folder("not a weight type", _stranger(torch.float8_e4m3fn)),
+    "weights_int16": _folder("not a weight type", _stranger(torch.int16)),
     "two_faced": _folder("its directory is not where", _pickled(_two_faced)),
     "pickle_list": _folder("but list", _pickled(checkpoint(b"]"))),
     "pickle_of_nothing": _folder(

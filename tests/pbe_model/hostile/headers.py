@@ -129,15 +129,15 @@ def _large_config(**sizes: int) -> str:
 
 FILES: Table = {
     # ---- no such file
-    "magic.safetensors": Case(content(b"\x89PNG\r\n\x1a\n" + bytes(1000)), "its header claims"),
-    "empty.safetensors": Case(content(b""), "it is empty"),
+    "magic.safetensors": Case(content(b"\x89PNG\r\n\x1a\n" + bytes(1000)), "it is a PNG picture"),
+    "empty.safetensors": Case(content(b""), "it is an empty file"),
     "short.safetensors": Case(content(b"\2\0\0\0\0\0\0"), "it is empty or nearly so"),
-    "page.safetensors": Case(content(HTML), "its header claims"),
-    "pointer.safetensors": Case(content(LFS), "its header claims"),
-    "gguf.safetensors": Case(content(GGUF), "its header claims"),
+    "page.safetensors": Case(content(HTML), "it is an HTML page"),
+    "pointer.safetensors": Case(content(LFS), "it is a Git LFS pointer"),
+    "gguf.safetensors": Case(content(GGUF), "it is a GGUF model"),
     "pipe.safetensors": Case(os.mkfifo, "no checkpoint at|no image tower at"),
     "device.safetensors": Case(link("/dev/zero"), "no checkpoint at|no image tower at"),
-    "zeros.safetensors": Case(sparse(b"", 2**36), UNREAD),
+    "zeros.safetensors": Case(sparse(b"", 2**36), "it is a file of zeros"),
     "cut.safetensors": Case(_cut, "incomplete"),
     # ---- headers
     "long.safetensors": Case(

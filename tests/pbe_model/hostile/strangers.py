@@ -107,21 +107,24 @@ def _loop(steps: int) -> bytes:
 
 
 FILES: Table = {
-    "empty.ckpt": Case(content(b""), "it is empty"),
-    "page.ckpt": Case(content(HTML), _START),
-    "pointer.ckpt": Case(content(LFS), _START),
-    "gguf.ckpt": Case(content(GGUF), _START),
-    "text.ckpt": Case(content(b"PK is not what this begins with\n" * 10), _START),
-    "picture.ckpt": Case(content(b"\x89PNG\r\n\x1a\n" + bytes(100)), _START),
-    "safe.ckpt": Case(content(struct.pack("<Q", 2) + b"{}"), _START),
-    "gzip.ckpt": Case(built(lambda: gzip.compress(_WEIGHTS)), _START),
-    "zeros.ckpt": Case(sparse(b"", 2**32), _START),
+    "empty.ckpt": Case(content(b""), "it is an empty file"),
+    "page.ckpt": Case(content(HTML), "it is an HTML page"),
+    "pointer.ckpt": Case(content(LFS), "it is a Git LFS pointer"),
+    "gguf.ckpt": Case(content(GGUF), "it is a GGUF model"),
+    "text.ckpt": Case(content(b"PK is not what this begins with\n" * 10), "it is a text file"),
+    "picture.ckpt": Case(content(b"\x89PNG\r\n\x1a\n" + bytes(100)), "it is a PNG picture"),
+    "safe.ckpt": Case(content(struct.pack("<Q", 2) + b"{}"), "holds no weights|not an image tower"),
+    "gzip.ckpt": Case(built(lambda: gzip.compress(_WEIGHTS)), "it is a gzip archive"),
+    "zeros.ckpt": Case(sparse(b"", 2**32), "it is a file of zeros"),
     "numpy.ckpt": Case(built(_npz), "0 records named data.pkl|a record differs from what"),
     "zip.ckpt": Case(built(_zip), "0 records named data.pkl"),
     "tar.ckpt": Case(built(_tar), "it is a tar archive"),
     "module.ckpt": Case(_saved(torch.nn.Linear(2, 2), zipped=True), "not a dictionary of tensors"),
     **{
-        f"pickle_{protocol}.ckpt": Case(content(pickle.dumps(_COMMAND, protocol=protocol)), _START)
+        f"pickle_{protocol}.ckpt": Case(
+            content(pickle.dumps(_COMMAND, protocol=protocol)),
+            f"it is a (Python pickle|text file)|{_START}",
+        )
         for protocol in range(6)
     },
     "pipe.ckpt": Case(os.mkfifo, _NO_FILE),

@@ -7,7 +7,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
 from training.data import decode
 from training.data.decode import decode_photo
@@ -64,12 +64,15 @@ def test_turned_wherever_in_the_header_exif_stands(before: bytes) -> None:
     assert decode_photo(data).shape == (87, 53, 3)
 
 
-def test_only_turned_photos_go_through_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_jpeg_of_common_colours_takes_the_slow_way(monkeypatch: pytest.MonkeyPatch) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "camera"
-    plain, with_exif = encoded(photo()), encoded(photo(), exif=exif)
-    monkeypatch.setattr(decode.cv2, "imdecode", lambda *_: None)
-    assert np.array_equal(decode_photo(plain), decode_photo(with_exif))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    monkeypatch.setattr(decode, "decode_picture", lambda *_: None)
+    monkeypatch.setattr(decode, "turned", lambda *_: None)
+    plain = decode_photo(encoded(photo()))
+    assert np.array_equal(decode_photo(encoded(photo(), exif=exif)), plain)
+    assert np.array_equal(decode_photo(encoded(photo(), icc_profile=srgb)), plain)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +91,7 @@ def test_what_is_cut_off_or_no_image_is_an_error() -> None:
         (b"", "empty file"),
         (b"no image", "not a picture of a known format"),
         (b"\xff\xd8\xff\xd9", "not a picture of a known format"),
-        (encoded(photo(), "PNG")[:100], "not a readable image"),
+        (encoded(photo(), "PNG")[:100], "damaged"),
     ):
         with pytest.raises(OSError, match=reason):
             decode_photo(broken)

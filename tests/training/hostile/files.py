@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pbe_model.untrusted import shown
 from training.data.index_format import PhotoBoxes
 from training.data.index_writer import IndexWriter
-from training.prepare.annotations import Annotated, open_reader
+from training.prepare.annotations import Annotated, Unusable, open_reader
 
 DEEP = "[" * 100_000
 NESTED = "[" * 500 + "]" * 500
@@ -65,6 +66,19 @@ def sentence(act: Callable[[], object], pattern: str) -> None:
 def everything(form: str, images: Path, annotations: Path) -> list[Annotated]:
     reader = open_reader(form, images, annotations)
     return [reader.read(entry) for entry in reader.entries()]
+
+
+def passed_over(form: str, images: Path, annotations: Path) -> list[str]:
+    """What a reader reports of single photos and annotations: where and why, a printable line."""
+    reader, found = open_reader(form, images, annotations), []
+    for entry in reader.entries():
+        try:
+            found += [(fault.where, fault.reason) for fault in reader.read(entry).faults]
+        except Unusable as error:
+            found.append((str(entry), str(error)))
+    lines = [f"{shown(where)}: {reason}" for where, reason in [*reader.faults.pairs(), *found]]
+    assert all(line.isprintable() and len(line) < 500 for line in lines), lines
+    return lines
 
 
 def index_folder(folder: Path, **meta: object) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from training.cli import main
 from training.prepare.annotations import Annotated, Unusable
-from training.prepare.annotations.base import files_below
+from training.prepare.annotations.files import pictures_below
 
 from .files import (
     DEEP,
@@ -20,6 +21,7 @@ from .files import (
     NESTED,
     TERMINAL,
     everything,
+    passed_over,
     picture,
     put,
     sentence,
@@ -34,38 +36,45 @@ COCO = {
 }
 
 
-def coco(images: Path, name: str, entry: object) -> list[Annotated]:
-    text = json.dumps({**COCO, name: [entry]}).replace('"HUGE"', HUGE).replace('"DEEP"', NESTED)
-    return everything("coco", images, put(images.parent / "c.json", text))
+def coco_file(images: Path, name: str, *entries: object) -> Path:
+    """COCO with other entries in a list."""
+    text = json.dumps({**COCO, name: entries}).replace('"HUGE"', HUGE).replace('"DEEP"', NESTED)
+    return put(images.parent / "c.json", text)
+
+
+def coco(images: Path, name: str, *entries: object) -> list[Annotated]:
+    return everything("coco", images, coco_file(images, name, *entries))
 
 
 @pytest.mark.parametrize(
     ("name", "entry", "reason"),
     [
-        ("images", [1], "is not an object"),
-        ("images", {"id": [1], "file_name": "a.png"}, "has the id"),
-        ("images", {"id": "DEEP", "file_name": "a.png"}, "has the id"),
-        ("images", {"id": 1, "file_name": {"a": 1}}, "has the file_name .*; it has to be a string"),
-        ("images", {"id": 1, "file_name": 7}, "has the file_name 7"),
-        ("images", {"id": 1}, "lacks file_name"),
-        ("images", {"id": 1, "file_name": "a", "width": "w", "height": 9}, "the width and height"),
-        ("images", {"id": 1, "file_name": "a", "width": [1], "height": 9}, "the width and height"),
-        ("images", {"id": 1, "file_name": "a", "width": "HUGE", "height": 9}, "width and height"),
-        ("categories", {"id": [1], "name": "cat"}, "has the id"),
-        ("categories", {"id": 1, "name": "DEEP"}, "has the name"),
-        ("categories", {"id": 1, "name": {"a": 1}}, "has the name"),
-        ("annotations", {"image_id": [1], "bbox": [0, 0, 9, 9]}, "has the image_id"),
-        ("annotations", {"image_id": {}, "bbox": [0, 0, 9, 9]}, "has the image_id"),
+        ("images", [1], "not an object"),
+        ("images", {"id": [1], "file_name": "a.png"}, "its id is not a number or a string"),
+        ("images", {"id": "DEEP", "file_name": "a.png"}, "its id is not"),
+        ("images", {"id": 1, "file_name": {"a": 1}}, "its file_name is not a string"),
+        ("images", {"id": 1, "file_name": 7}, "its file_name is not a string (7)"),
+        ("images", {"id": 1}, "it lacks file_name"),
+        ("images", {"id": 1, "file_name": "a", "width": "w", "height": 9}, "its size is not"),
+        ("images", {"id": 1, "file_name": "a", "width": [1], "height": 9}, "its size is not"),
+        ("images", {"id": 1, "file_name": "a", "width": "HUGE", "height": 9}, "its size is not"),
+        ("categories", {"id": [1], "name": "cat"}, "its id is not"),
+        ("categories", {"id": 1, "name": "DEEP"}, "its name is not"),
+        ("categories", {"id": 1, "name": {"a": 1}}, "its name is not"),
+        ("annotations", {"image_id": [1], "bbox": [0, 0, 9, 9]}, "its image_id is not"),
+        ("annotations", {"image_id": {}, "bbox": [0, 0, 9, 9]}, "its image_id is not"),
         ("annotations", {"image_id": 1, "category_id": [1], "bbox": [0, 0, 9, 9]}, "category_id"),
-        ("annotations", {"image_id": 1, "bbox": "1234"}, "has the bbox"),
-        ("annotations", {"image_id": 1, "bbox": {"0": 1}}, "has the bbox"),
-        ("annotations", {"image_id": 1, "bbox": [0, 0, 9, "HUGE"]}, "has the bbox"),
-        ("annotations", {"image_id": 1, "bbox": [0, 0, 9, "DEEP"]}, "has the bbox"),
-        ("annotations", {"image_id": 1, "bbox": [TERMINAL * 900]}, "has the bbox"),
+        ("annotations", {"image_id": 1, "bbox": "1234"}, "its bbox is not [x, y, width, height]"),
+        ("annotations", {"image_id": 1, "bbox": {"0": 1}}, "its bbox is not"),
+        ("annotations", {"image_id": 1, "bbox": [0, 0, 9, "HUGE"]}, "its bbox is not"),
+        ("annotations", {"image_id": 1, "bbox": [0, 0, 9, "DEEP"]}, "its bbox is not"),
+        ("annotations", {"image_id": 1, "bbox": [TERMINAL * 900]}, "its bbox is not"),
     ],
 )
 def test_coco_of_other_types(name: str, entry: object, reason: str, images: Path) -> None:
-    sentence(lambda: coco(images, name, entry), reason)
+    sound = COCO[name][0]
+    (line,) = passed_over("coco", images, coco_file(images, name, entry, {**sound, "id": 9}))
+    assert line.startswith(f"c.json, entry 0 of '{name}': ") and reason in line, line
 
 
 def test_coco_that_is_tolerated(images: Path) -> None:
@@ -138,7 +147,7 @@ def test_yaml_bombs(text: str, reason: str, images: Path) -> None:
 
 
 def test_yaml_of_many_entries(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.prepare.annotations.yolo._MAX_NODES", 1000)
+    monkeypatch.setattr("training.prepare.annotations.yolo_names._MAX_NODES", 1000)
     sentence(
         lambda: class_names(images, f"names: [{'a,' * 1000}]"), "is not YAML: .* 1,000 entries"
     )
@@ -190,19 +199,27 @@ BOX_OF_VOC = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></
         ("<!DOCTYPE a [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><a>&a;</a>", "declares entities"),
         ("<!DOCTYPE a [<!ENTITY % a SYSTEM '/dev/zero'> %a;]><a/>", "declares entities"),
         ("<a>" * 100_000, "nested more than 100 deep"),
-        ("<?xml version='1.0' encoding='nonsense'?><a/>", "is not XML"),
-        ("<?xml version='1.0' encoding='utf-7'?><a/>", "is not XML"),
-        (b"<?xml version='1.0' encoding='gb2312'?><a>\xd6\xd0</a>", "is not XML"),
-        ("<a>&b;</a>", "line 1 of .* is not XML"),
-        ("\0", "is not XML"),
-        ("", "is not XML"),
+        ("<?xml version='1.0' encoding='nonsense'?><a/>", "not XML of annotations .*nonsense"),
+        ("<?xml version='1.0' encoding='utf-7'?><a/>", "not XML of .* utf-7 is not read"),
+        ("<?xml version='1.0' encoding='punycode'?><a/>", "not XML of .* punycode is not read"),
+        ("<?xml version='1.0' encoding='zip'?><a/>", "not XML of annotations"),
+        (b"<?xml version='1.0' encoding='gb2312'?><a>\xd6</a>", "not XML of annotations .*gb2312"),
+        ("<?xml version='1.0'?><a>\xe9</a>".encode("latin-1"), "not XML of annotations .*utf-8"),
+        ("<a>&b;</a>", "not XML .*line 1"),
+        ("\0", "not XML"),
+        ("", "not XML"),
         (" " * (2**22 + 1), "has 4,194,305 bytes, and 4,194,304 are the most"),
-        ("<a><object><bndbox/></object></a>", "object 1 of .* has no bndbox"),
+        (
+            "<a><object><bndbox/></object></a>",
+            "object 1: it has neither a bndbox .* nor an out",
+        ),
     ],
-    ids=range(12),
+    ids=range(15),
 )
 def test_xml_bombs(text: str | bytes, reason: str, images: Path) -> None:
-    sentence(lambda: voc(images, text), reason)
+    put(images.parent / "xml/a.xml", text)
+    (line,) = passed_over("voc", images, images.parent / "xml")
+    assert line.startswith("a.xml") and re.search(reason, line), line
 
 
 def test_xml_that_is_tolerated(images: Path) -> None:
@@ -225,20 +242,49 @@ def test_many_elements_take_linear_time(images: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (",/m/a,0,0,1,1", "line 3: a row without the name of a photo"),
+        (f'"{"x" * 200_000}"', "line 3: not a row with ImageID"),
+        ("x" * (2**20 + 1), "line 3: not a row with ImageID"),
+        ("b,/m/a,0,0,1", "line 3: not a row with ImageID"),
+        ("b,/m/a,0,0,one,1", "line 3: not a row with ImageID"),
+        (b"b,/m/\xff,0,0,1,1", "line 3: a row without .* not in UTF-8"),
+        (b"b\xff,/m/a,0,0,1,1", "line 3: a row without .* not in UTF-8"),
+    ],
+    ids=range(7),
+)
+def test_bad_rows(row: str | bytes, reason: str, images: Path, tmp_path: Path) -> None:
+    row = row.encode() if isinstance(row, str) else row
+    good = b"c,/m/a,0,0,1,1"
+    path = put(tmp_path / "t.csv", b"\n".join([HEADER.encode(), good, row, b"", good]))
+    assert re.search(reason, passed_over("openimages", images, path)[0])
+    (photo,) = everything("openimages", images, path)
+    assert (photo.path, len(photo.boxes)) == ("c.jpg", 2)
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (f"{HEADER}\n,/m/a,0,0,1,1\n", "line 2 of .* names no photo"),
-        (f"{HEADER}\na,/m/a,0,0,1,1\n\x1b,/m/a,0,0,1,1\n", "goes back from photo a to"),
-        (f'{HEADER}\n"{"x" * 200_000}', "line 2 of .* is not a row"),
-        (HEADER + "," * 200_000 + "\n" + "x" * 2**21, "line 2 of .* is not a row"),
-        (b"\xff\xfe", "is not UTF-8"),
-        ("x" * 200_000, "line 1 of .* is not a row"),
+        (b"\xff\xfe" + HEADER.encode("utf-16-le"), "is not UTF-8; save it"),
+        ("x" * 200_000, "has no column ImageID"),
+        ("", "has no column ImageID"),
     ],
-    ids=range(6),
+    ids=range(3),
 )
 def test_bad_tables(text: str | bytes, reason: str, images: Path, tmp_path: Path) -> None:
     path = put(tmp_path / "t.csv", text)
     sentence(lambda: everything("openimages", images, path), reason)
+
+
+def test_rows_of_a_photo_that_do_not_stand_together(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(tmp_path / "t.csv", f"{HEADER}\n" + "b,/m/a,0,0,1,1\n\x1b,/m/a,0,0,1,1\n" * 2)
+    photos = everything("openimages", images, path)
+    assert [(photo.path, len(photo.boxes)) for photo in photos] == [("b.jpg", 2), ("\x1b.jpg", 2)]
+    monkeypatch.setattr("training.prepare.annotations.openimages._GATHERED", 9)
+    sentence(lambda: everything("openimages", images, path), "goes back from photo b to")
 
 
 def test_a_bad_table_of_class_names(images: Path, tmp_path: Path) -> None:
@@ -252,7 +298,9 @@ def test_a_photo_with_millions_of_boxes(
 ) -> None:
     monkeypatch.setattr("training.prepare.annotations.openimages._MAX_BOXES", 3)
     path = put(tmp_path / "t.csv", f"{HEADER}\n" + "a,/m/a,0,0,1,1\n" * 4)
-    sentence(lambda: everything("openimages", images, path), "line 5 of .* more than 3 boxes")
+    (line,) = passed_over("openimages", images, path)
+    assert "line 5: a row of a photo that has too many boxes" in line
+    assert len(everything("openimages", images, path)[0].boxes) == 3
 
 
 def test_a_mask_of_specks(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +309,7 @@ def test_a_mask_of_specks(images: Path, tmp_path: Path, monkeypatch: pytest.Monk
     specks[::2, ::2] = 255
     (tmp_path / "masks").mkdir()
     Image.fromarray(specks).save(tmp_path / "masks/a.png")
-    with pytest.raises(Unusable, match="has 200 white blobs, and 9 are the most"):
+    with pytest.raises(Unusable, match=r"has too many white blobs .200; 9 are the most"):
         everything("masks", images, tmp_path / "masks")
 
 
@@ -270,9 +318,9 @@ def test_links_that_lead_around_in_circles(tmp_path: Path) -> None:
         picture(tmp_path / f"photos/{name}/{name}.png")
         for link in ("x", "y"):
             (tmp_path / f"photos/{name}/{link}").symlink_to(tmp_path / "photos")
-    assert files_below(tmp_path / "photos") == ["a/a.png", "b/b.png", "c/c.png"]
+    assert pictures_below(tmp_path / "photos") == ["a/a.png", "b/b.png", "c/c.png"]
     (tmp_path / "linked").symlink_to(tmp_path / "photos/a")
-    assert files_below(tmp_path / "linked")[0] == "a.png"
+    assert pictures_below(tmp_path / "linked")[0] == "a.png"
 
 
 @pytest.mark.parametrize("size", [(0, 9), (-5, 9), (1e999, 9), (float("nan"), 9), (1e308, 1e-308)])

@@ -46,19 +46,35 @@ from .files import (
         {"unusable": {}},
         {"unusable": ["ab"]},
         {"unusable": [["a", 5]]},
-        {"unusable": [["a", "b", "c"]]},
+        {"unusable": [["a", "b"]]},
+        {"guessed": []},
+        {"guessed": [5]},
+        {"boxless": [5]},
+        {"boxless": "a"},
+        {"faults": []},
+        {"faults": {"counts": {}, "listed": [["a", 5]], "unlisted": 0}},
+        {"faults": {"counts": {}, "listed": [], "unlisted": "0"}},
+        {"faults": {"counts": {"a": "b"}, "listed": [], "unlisted": 0}},
         {"counts": []},
         {"counts": {"a": "b"}},
         {"counts": {"a": 1.5}},
     ],
 )
 def test_damaged_pieces(stored: str | dict, tmp_path: Path) -> None:
-    whole = {"photos": [RECORD], "unusable": [["a", "b"]], "counts": {"c": 1}}
+    whole = {
+        "photos": [RECORD],
+        "guessed": [""],
+        "boxless": ["b"],
+        "unusable": [["a", "b", "c"]],
+        "faults": {"counts": {"d": 1}, "listed": [["e", "f"]], "unlisted": 2},
+        "counts": {"c": 1},
+    }
     text = stored if isinstance(stored, str) else json.dumps({**whole, **stored})
     path = put(tmp_path / "work/0.json", text)
     sentence(lambda: Piece.load(path), "0.json.*; delete the folder '.*work' and start the same")
     piece = Piece.load(put(path, json.dumps(whole)))
     assert piece.photos[0].boxes.tolist() == [[0, 0, 9, 9]] and piece.counts == {"c": 1}
+    assert piece.unusable == [("a", "b", "c")] and piece.faults.total == 3
 
 
 def test_a_piece_that_is_no_file_is_made_again(tmp_path: Path) -> None:

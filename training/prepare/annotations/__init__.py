@@ -9,6 +9,7 @@ from pathlib import Path
 from .base import FLAGS, Annotated, MarkedBox, Reader, Unusable
 from .boxes import Boxes
 from .coco import Coco
+from .files import PhotoFinder, all_files, is_picture
 from .filters import CLIPPED, BoxFilter
 from .masks import Masks
 from .openimages import open_images
@@ -61,7 +62,10 @@ __all__ = [
     "Annotated",
     "BoxFilter",
     "MarkedBox",
+    "PhotoFinder",
     "Reader",
     "Unusable",
+    "all_files",
+    "is_picture",
     "open_reader",
 ]

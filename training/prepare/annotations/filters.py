@@ -8,11 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from training.prepare.faults import Fault, Faults
+
 from .base import NO_FLAGS, Annotated, MarkedBox, Unusable
 
 CLIPPED = "clipped"
 """Counted beside the reasons that drop boxes."""
 _TOLERANCE = 1e-9  # shares that are stored in decimals meet the limits only up to rounding
+_WITHOUT_AREA = "without area"
+_OUTSIDE = "outside the photo"
+_NO_SHARES = "not in shares of the photo, 0 to 1"
+_NO_PIXELS = "in shares of the photo, not in pixels"
+_FAULTS = frozenset((_WITHOUT_AREA, _OUTSIDE, _NO_SHARES, _NO_PIXELS))  # the rest is as wished
+_MOST_SHARES = 2  # a box that reaches beyond twice the photo is in percent or pixels
 _SAME_SHAPE = 0.02  # of the width, by which a resized photo may miss its shape as annotated
 
 
@@ -48,7 +56,11 @@ class BoxFilter:
             raise ValueError(f"the largest aspect ratio is {self.max_aspect}; it starts at 1")
 
     def apply(
-        self, photo: Annotated, size: tuple[int, int], counts: Counter[str]
+        self,
+        photo: Annotated,
+        size: tuple[int, int],
+        counts: Counter[str],
+        faults: Faults | None = None,
     ) -> tuple[np.ndarray, list[str]]:
         """Boxes of a photo that are kept, clipped to it and rounded to whole pixels.
 
@@ -56,6 +68,7 @@ class BoxFilter:
             photo: As annotated.
             size: Width and height of the upright photo.
             counts: Is told why boxes were dropped, the first reason only, and how many clipped.
+            faults: Lists those that no photo can have.
 
         Returns:
             The boxes `(n, 4)` int64, x0, y0, x1, y1 in pixels, right and bottom exclusive, and a
@@ -68,16 +81,23 @@ class BoxFilter:
         boxes, labels = [], []
         for marked in photo.boxes:
             box = _place(marked, scale, size, counts)
-            reason = self._reason(marked, box, size)
+            reason = self._reason(marked, box, size, photo.frame)
             if reason is None:
                 boxes.append([round(value) for value in box])
                 labels.append(marked.label)
-            else:
-                counts[reason] += 1
+                continue
+            counts[reason] += 1
+            if faults is not None and reason in _FAULTS:
+                corners = " ".join(f"{value:.6g}" for value in marked[:4])
+                faults.mention(Fault(photo.path, f"a box {reason}", corners))
         return np.array(boxes, np.int64).reshape(-1, 4), labels
 
     def _reason(
-        self, marked: MarkedBox, box: tuple[float, ...], size: tuple[int, int]
+        self,
+        marked: MarkedBox,
+        box: tuple[float, ...],
+        size: tuple[int, int],
+        frame: tuple[float, float] | None,
     ) -> str | None:
         if flags := marked.flags & self.drop:
             return f"marked {min(flags)}"
@@ -86,10 +106,14 @@ class BoxFilter:
         if marked.label in self.exclude:
             return "label excluded"
         if not (marked.x0 < marked.x1 and marked.y0 < marked.y1):  # NaN too
-            return "without area"
+            return _WITHOUT_AREA
+        if frame == (1, 1) and max(marked.x1, marked.y1) > _MOST_SHARES:
+            return _NO_SHARES
+        if frame != (1, 1) and _are_shares(marked):
+            return _NO_PIXELS
         x0, y0, x1, y1 = box
         if not (x0 < x1 and y0 < y1):
-            return "outside the photo"
+            return _OUTSIDE
         share = (x1 - x0) * (y1 - y0) / (size[0] * size[1])
         if share < self.min_area - _TOLERANCE:
             return "area too small"
@@ -103,17 +127,24 @@ class BoxFilter:
         return None
 
 
+def _are_shares(marked: MarkedBox) -> bool:
+    """Whether they cannot be pixels: all in the first one, and not whole."""
+    inside = min(marked.x0, marked.y0) >= -1 and 0 < max(marked.x1, marked.y1) <= 1
+    return inside and not all(float(value).is_integer() for value in marked[:4])
+
+
 def _scale(frame: tuple[float, float] | None, size: tuple[int, int]) -> tuple[float, float]:
     """Pixels of the upright photo a unit of the frame."""
     if frame is None:
         return 1.0, 1.0
     if not all(0 < side < math.inf for side in frame):
-        raise Unusable(f"annotated as {frame[0]:.9g} x {frame[1]:.9g}")
+        raise Unusable("annotated with a size of no photo", f"{frame[0]:.9g} x {frame[1]:.9g}")
     scale = size[0] / frame[0], size[1] / frame[1]
     off = abs(frame[0] * scale[1] - size[0])  # pixels that a resize would have to stretch
     if frame != (1, 1) and off > max(1.0, _SAME_SHAPE * size[0]):
         raise Unusable(
-            f"annotated as {frame[0]:.9g} x {frame[1]:.9g}, but upright it is {size[0]} x {size[1]}"
+            "annotated in another shape",
+            f"{frame[0]:.9g} x {frame[1]:.9g}, but upright it is {size[0]} x {size[1]}",
         )
     return scale
 

@@ -10,8 +10,11 @@ import numpy as np
 from scipy import ndimage
 
 from pbe_model.image_io import read_mask
+from pbe_model.untrusted import first_line
+from training.prepare.faults import Fault
 
-from .base import Annotated, MarkedBox, Reader, Unusable, files_below
+from .base import Annotated, MarkedBox, Reader, Unusable
+from .files import pictures_below
 
 _MOST_BLOBS = 2**16  # more are noise, and would take gigabytes
 
@@ -33,8 +36,8 @@ class Masks(Reader):
 
     def entries(self) -> Iterator[tuple[str, str]]:
         """See `Reader`: relative paths of photo and mask; suffixes may differ."""
-        masks = {_stem(path): path for path in reversed(files_below(self.annotations))}
-        photos = files_below(self.images)
+        masks = {_stem(path): path for path in reversed(pictures_below(self.annotations))}
+        photos = pictures_below(self.images)
         if self.annotations.is_relative_to(self.images) and self.annotations != self.images:
             inside = self.annotations.relative_to(self.images).as_posix() + "/"
             photos = [photo for photo in photos if not photo.startswith(inside)]
@@ -44,6 +47,8 @@ class Masks(Reader):
                 yield photo, mask
             else:
                 self.left_out["photos without a mask"] += 1
+        alone = sorted(masks.keys() - {_stem(photo) for photo in photos})
+        self.faults.note(Fault(masks[stem], "no photo for this mask") for stem in alone)
 
     def read(self, entry: tuple[str, str]) -> Annotated:
         """See `Reader`; a mask may be smaller or larger than its photo, not of another shape."""
@@ -51,14 +56,14 @@ class Masks(Reader):
         try:
             object_mask = read_mask(self.annotations / mask).numpy() > 0.5
         except ValueError as error:
-            raise Unusable(str(error)) from error
+            raise Unusable("its mask is empty or cannot be read", first_line(error)) from error
         blobs: Any = object_mask.astype(np.int32)
         if not self.whole:
             labelled: Any = ndimage.label(object_mask, structure=np.ones((3, 3)))  # 8 neighbours
             blobs, count = labelled
             if count > _MOST_BLOBS:
                 raise Unusable(
-                    f"its mask has {count:,} white blobs, and {_MOST_BLOBS:,} are the most"
+                    "its mask has too many white blobs", f"{count:,}; {_MOST_BLOBS:,} are the most"
                 )
         height, width = object_mask.shape
         boxes = [

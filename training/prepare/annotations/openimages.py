@@ -11,15 +11,19 @@ import csv
 import io
 import os
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pbe_model.untrusted import first_line, numbered_lines, open_regular, shown
 from training.data.index_format import MAX_LABELS
+from training.prepare.faults import Fault
 
-from .base import MAX_OF_PHOTO, Annotated, MarkedBox, Reader, malformed
+from .base import Annotated, MarkedBox, Reader, Unusable
+from .files import MAX_OF_PHOTO, is_picture
 
 _FLAGS = {
     "IsGroupOf": "group",
@@ -32,7 +36,11 @@ _COLUMNS = ("ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax")
 _CLASS_NAMES = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv")
 _MAX_ROW = 2**20  # characters
 _MAX_BOXES = 2**20  # of a photo
+_GATHERED = 2**26  # bytes of a table that is held in memory, in whatever order its rows are
+_NOT_A_ROW = f"not a row with {', '.join(_COLUMNS)}"
+_NOT_A_LINE = "not x0 y0 x1 y1 [label] in pixels"
 _EVERY = 4096  # photos between estimates of their number
+_Row = tuple[str, MarkedBox]
 _TRAIN = tuple(f"train_{digit}" for digit in string.hexdigits[:16])
 
 
@@ -55,24 +63,28 @@ class Table(Reader):
         return f"rows in '{self.annotations}' whose photos lie in '{self.images}'"
 
     def entries(self) -> Iterator[Annotated]:
-        """See `Reader`; rows of a photo have to stand together, as they do in the published files.
+        """See `Reader`; in large tables the rows of a photo have to stand together, as they do in
+        the published files.
 
         Raises:
-            ValueError: Columns are missing, rows are malformed or not sorted by photo.
+            ValueError: Columns are missing, the table is not UTF-8, or a large one is not sorted.
         """
         names = self._class_names()
         subset = next((s for s in ("validation", "test") if s in self.annotations.name), "train")
         there = {folder for folder in (*_TRAIN, subset) if (self.images / folder).is_dir()}
         size, count = self.annotations.stat().st_size, 0
         with self._open() as raw:
-            for image, boxes in self._photos(raw, names):
+            rows = self._rows(raw, names)
+            is_small = size <= _GATHERED
+            photos = _gathered(rows) if is_small else self._sorted(rows)
+            for image, boxes in photos:
                 folder = f"train_{image[0]}" if subset == "train" and there - {subset} else subset
                 if there and folder not in there:
                     self.left_out["photos in folders that are not there"] += 1
                     continue
-                name = f"{image}.jpg"
+                name = image if is_picture(image) else f"{image}.jpg"
                 count += 1
-                if count % _EVERY == 1:
+                if count % _EVERY == 1 and not is_small:
                     self.total = round(count * size / max(raw.tell(), 1))
                 yield Annotated(f"{folder}/{name}" if there else name, boxes, frame=(1, 1))
 
@@ -82,60 +94,70 @@ class Table(Reader):
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot read '{self.annotations}': {first_line(error)}") from error
 
-    def _photos(
-        self, raw: BinaryIO, names: dict[str, str]
-    ) -> Iterator[tuple[str, list[MarkedBox]]]:
-        text = io.TextIOWrapper(raw, "utf-8-sig", newline="")
-        rows = csv.reader(iter(partial(text.readline, _MAX_ROW), ""))
-        current, boxes, row = "", [], []
-        try:
-            header = next(rows, [])
-            if missing := [name for name in _COLUMNS if name not in header]:
+    def _sorted(self, rows: Iterator[_Row]) -> Iterator[tuple[str, list[MarkedBox]]]:
+        """Photos of rows that stand together."""
+        before = ""
+        for image, group in groupby(rows, itemgetter(0)):
+            if image < before:
                 raise ValueError(
-                    f"'{self.annotations}' has no column {', '.join(missing)} in its first line; "
-                    "give a table of boxes such as oidv6-train-annotations-bbox.csv"
+                    f"'{self.annotations}' goes back from photo {shown(before, 40)} to "
+                    f"{shown(image, 40)}; sort the rows by ImageID"
                 )
-            image, label, *corners = (header.index(name) for name in _COLUMNS)
-            left, top, right, bottom = corners
-            marks = [(header.index(name), flag) for name, flag in _FLAGS.items() if name in header]
-            flags = {}  # rows have few combinations: one set for each
-            for row in rows:
-                if row[image] != current:
-                    if boxes:
-                        yield current, boxes
-                    if row[image] < current:
-                        raise ValueError(
-                            f"line {rows.line_num} of '{self.annotations}' goes back from photo "
-                            f"{shown(current, 40)} to {shown(row[image], 40)}; sort the rows by "
-                            "ImageID"
-                        )
-                    current, boxes = row[image], []
-                if len(boxes) == _MAX_BOXES or not current:
-                    raise ValueError(
-                        f"line {rows.line_num} of '{self.annotations}' names no photo, or one with "
-                        f"more than {_MAX_BOXES:,} boxes; correct the table"
-                    )
+            yield image, [box for _, box in group]
+            before = image
+
+    def _rows(self, raw: BinaryIO, names: dict[str, str]) -> Iterator[_Row]:
+        """Photo and box of each row; what is none is reported and passed over."""
+        text = io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline="")
+        rows = csv.reader(iter(partial(text.readline, _MAX_ROW), ""))
+        header = [name.strip() for name in self._next(rows) or []]
+        if not _is_utf8(*header):
+            raise ValueError(f"'{self.annotations}' is not UTF-8; save it as UTF-8")
+        if missing := [name for name in _COLUMNS if name not in header]:
+            raise ValueError(
+                f"'{self.annotations}' has no column {', '.join(missing)} in its first line; "
+                "give a table of boxes such as oidv6-train-annotations-bbox.csv"
+            )
+        image, label, *corners = (header.index(name) for name in _COLUMNS)
+        left, top, right, bottom = corners
+        marks = [(header.index(name), flag) for name, flag in _FLAGS.items() if name in header]
+        flags = {}  # rows have few combinations: one set for each
+        current, count = "", 0
+        while (row := self._next(rows)) is not None:
+            try:
                 # Unknown is -1 in some of the files, and then no mark.
                 combination = tuple(row[column] == "1" for column, _ in marks)
                 if combination not in flags:
                     pairs = zip(marks, combination, strict=True)
                     flags[combination] = frozenset(flag for (_, flag), is_set in pairs if is_set)
-                boxes.append(
-                    MarkedBox(
-                        _number(row[left]), _number(row[top]),
-                        _number(row[right]), _number(row[bottom]),
-                        names.get(row[label], row[label]), flags[combination],
-                    )
+                box = MarkedBox(
+                    float(row[left]), float(row[top]), float(row[right]), float(row[bottom]),
+                    names.get(row[label], row[label]), flags[combination],
                 )  # fmt: skip
-        except (IndexError, _NotANumber, csv.Error) as error:
-            text, expected = ",".join(row), f"a row with {', '.join(_COLUMNS)}"
-            raise malformed(self.annotations, rows.line_num, text, expected) from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"'{self.annotations}' is not UTF-8 near line {rows.line_num}") from (
-                error
-            )
-        if boxes:
-            yield current, boxes
+                name = row[image]
+            except (IndexError, ValueError):
+                if row:
+                    self._note(rows, _NOT_A_ROW, ",".join(row))
+                continue
+            count = count + 1 if name == current else 1
+            current = name
+            if not name or not _is_utf8(name, box.label):
+                self._note(rows, "a row without the name of a photo, or not in UTF-8", name)
+            elif count > _MAX_BOXES:
+                self._note(rows, "a row of a photo that has too many boxes", name)
+            else:
+                yield name, box
+
+    def _next(self, rows: Iterator[list[str]]) -> list[str] | None:
+        while True:
+            try:
+                return next(rows, None)
+            except csv.Error as error:
+                self._note(rows, _NOT_A_ROW, first_line(error))
+
+    def _note(self, rows: Any, kind: str, detail: str) -> None:
+        where = f"{self.annotations.name}, line {rows.line_num}"
+        self.faults.note([Fault(where, kind, shown(detail, 80))])
 
     def _class_names(self) -> dict[str, str]:
         for name in _CLASS_NAMES:
@@ -179,23 +201,30 @@ class TextTree(Reader):
 
     def read(self, entry: str) -> Annotated:
         """See `Reader`."""
-        path, boxes = self.annotations / entry, []
-        for number, line in numbered_lines(path, MAX_OF_PHOTO):
-            fields = line.split(maxsplit=4)
-            try:
-                x0, y0, x1, y1 = (float(field) for field in fields[:4])
-            except ValueError as error:
-                raise malformed(path, number, line, "x0 y0 x1 y1 [label] in pixels") from error
-            boxes.append(MarkedBox(x0, y0, x1, y1, "".join(fields[4:])))
-        return Annotated(entry.removesuffix(".txt") + ".jpg", boxes)
+        boxes, faults = [], []
+        try:
+            for number, line in numbered_lines(self.annotations / entry, MAX_OF_PHOTO):
+                fields = line.split(maxsplit=4)
+                try:
+                    x0, y0, x1, y1 = (float(field) for field in fields[:4])
+                except ValueError:
+                    where = f"{entry}, line {number}"
+                    faults.append(Fault(where, _NOT_A_LINE, shown(line, 80)))
+                    continue
+                boxes.append(MarkedBox(x0, y0, x1, y1, "".join(fields[4:])))
+        except ValueError as error:
+            raise Unusable("its text file cannot be read", first_line(error)) from error
+        return Annotated(entry.removesuffix(".txt") + ".jpg", boxes, faults=tuple(faults))
 
 
-class _NotANumber(Exception):
-    pass
+def _gathered(rows: Iterator[_Row]) -> Iterable[tuple[str, list[MarkedBox]]]:
+    """Photos in the order in which they first appear."""
+    photos: dict[str, list[MarkedBox]] = {}
+    for image, box in rows:
+        photos.setdefault(image, []).append(box)
+    return photos.items()
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise _NotANumber(text) from error
+def _is_utf8(*texts: str) -> bool:
+    """Whether no byte had to be escaped when they were read."""
+    return all(t.isascii() or not any("\ud800" <= c <= "\udfff" for c in t) for t in texts)

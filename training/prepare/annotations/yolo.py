@@ -1,29 +1,23 @@
-"""YOLO: a text file a photo, in `labels/` where the photo is in `images/`.
-
-A line is `class cx cy width height`, or `class x1 y1 x2 y2 x3 y3 ...` for an outline, in shares of
-the photo's size (https://docs.ultralytics.com/datasets). An outline gives the box around it.
-"""
+"""YOLO: a text file a photo, in `labels/` where the photo is in `images/`; see `yolo_lines`."""
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import yaml
+from pbe_model.untrusted import first_line, numbered_lines, shown
+from training.prepare.faults import Fault
 
-from pbe_model.untrusted import numbered_lines, printable, shown
-from training.data.index_format import MAX_LABELS
+from .base import Annotated, MarkedBox, Reader, Unusable
+from .files import MAX_OF_PHOTO, pictures_below
+from .yolo_lines import NOT_A_BOX, Layout
+from .yolo_names import LISTS, Described, describe
 
-from .base import MAX_OF_PHOTO, Annotated, MarkedBox, Reader, files_below, malformed, read_whole
-
-_MAX_YAML = 2**20  # bytes, which take the parser a second
-_MAX_DEPTH = 32
-_MAX_NODES = 2**16
-_CLASS = re.compile(r"\d{1,9}")  # longer ones could be chosen such that they all hash alike
-_EXPECTED = "'class cx cy width height' or 'class x1 y1 x2 y2 x3 y3 ...' in shares of the photo"
+_SAMPLED = 256  # text files that are looked into before all are read, and lines of each
+_MOST_FAULTS = 1000  # of a photo; a text of more is something else
 
 
 @dataclass
@@ -31,110 +25,122 @@ class Yolo(Reader):
     """Boxes of photos that have a text file; class names from data.yaml or classes.txt if there.
 
     Attributes:
-        names: Class names by number, as far as there are any.
+        described: What data.yaml or classes.txt say.
+        layout: How lines of many numbers are read; known when `entries` has begun.
     """
 
-    names: dict[int, str] = field(default_factory=dict, init=False)
+    described: Described = field(default_factory=Described, init=False)
+    layout: Layout = field(default_factory=Layout, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.names = self._class_names()
+        images, annotations = self.images.absolute(), self.annotations.absolute()
+        self.described = describe(
+            [self.images, *images.parents[:2], self.annotations, annotations.parent]
+        )
 
     @property
     def looked_for(self) -> str:
         """See `Reader`."""
-        return f"photos in '{self.images}' with a text file of the same name in '{self._where}'"
+        where = os.path.dirname(self._usual_text("x"))
+        return f"photos in '{self.images}' with a text file of the same name in '{where}'"
 
     def entries(self) -> Iterator[str]:
         """See `Reader`: relative paths of photos."""
-        photos = files_below(self.images)
+        photos = pictures_below(self.images)
         self.total = len(photos)
+        texts = {photo: text for photo in photos if (text := self._text(photo)) is not None}
+        self.layout = self._layout(list(texts.values()))
         for photo in photos:
-            if self._text(photo).is_file():
+            if photo in texts:
                 yield photo
             else:
                 self.left_out["photos without annotations"] += 1
+        self._note_texts_alone(set(texts.values()))
 
     def read(self, entry: str) -> Annotated:
         """See `Reader`."""
-        path, boxes = self._text(entry), []
-        for number, line in numbered_lines(path, MAX_OF_PHOTO):
-            try:
-                kind, *values = line.split()
-                label = self.names.get(int(kind), kind)
-                numbers = [float(value) for value in values]
-            except ValueError as error:
-                raise malformed(path, number, line, _EXPECTED) from error
-            if len(numbers) == 4:
-                cx, cy, width, height = numbers
-                corners = cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
-            elif len(numbers) >= 6 and len(numbers) % 2 == 0:
-                xs, ys = numbers[::2], numbers[1::2]
-                corners = min(xs), min(ys), max(xs), max(ys)
-            else:
-                raise malformed(path, number, line, _EXPECTED)
-            boxes.append(MarkedBox(*corners, label))
-        return Annotated(entry, boxes, frame=(1, 1))
+        path, boxes, faults = self._text(entry), [], []
+        if path is None:
+            raise Unusable("its text file went away")
+        try:
+            for number, line in numbered_lines(Path(path), MAX_OF_PHOTO):
+                try:
+                    kind, numbers = _parse(line)
+                    corners = self.layout.corners(numbers)
+                except ValueError as error:
+                    where = f"{self._named(path)}, line {number}"
+                    faults.append(Fault(where, str(error), shown(line, 80)))
+                    if len(faults) > _MOST_FAULTS:
+                        raise Unusable("its text file holds no boxes", self._named(path)) from error
+                    continue
+                boxes.append(MarkedBox(*corners, self._label(kind)))
+        except ValueError as error:
+            raise Unusable("its text file cannot be read", first_line(error)) from error
+        return Annotated(entry, boxes, frame=(1, 1), faults=tuple(faults))
 
-    @property
-    def _where(self) -> Path:
-        return self._text("x").parent
+    def _label(self, kind: str) -> str:
+        number = int(float(kind))
+        return self.described.names.get(number, kind if kind.isdigit() else str(number))
 
-    def _text(self, photo: str) -> Path:
+    def _text(self, photo: str) -> str | None:
+        """Where it usually is, or beside the photo."""
+        beside = os.path.join(self.images, os.path.splitext(photo)[0] + ".txt")
+        return next(filter(os.path.isfile, (self._usual_text(photo), beside)), None)
+
+    def _usual_text(self, photo: str) -> str:
         """Given a folder of labels, the same path in there; otherwise as Ultralytics does it: the
         last `images` of the path becomes `labels`."""
+        name = os.path.splitext(photo)[0].replace("/", os.sep) + ".txt"
         if self.annotations != self.images:
-            return (self.annotations / photo).with_suffix(".txt")
-        parts = list((self.images.absolute() / photo).with_suffix(".txt").parts)
-        if "images" in parts[:-1]:
-            parts[max(i for i, part in enumerate(parts[:-1]) if part == "images")] = "labels"
-        return Path(*parts)
+            return os.path.join(self.annotations, name)
+        path = os.path.join(self.images.absolute(), name)
+        before, found, after = path.rpartition(f"{os.sep}images{os.sep}")
+        return os.path.join(before, "labels", after) if found else path
 
-    def _class_names(self) -> dict[int, str]:
-        places = [self.images, *self.images.absolute().parents[:2], self.annotations]
-        for place in places:
-            if (path := place / "data.yaml").is_file():
-                return _names_of_yaml(path)
-            if (path := place / "classes.txt").is_file():
-                return dict(enumerate(line for _, line in numbered_lines(path, MAX_LABELS)))
-        return {}
+    def _named(self, path: str) -> str:
+        """As a list of faults names a text file: from the folder beside that of the photos on."""
+        return os.path.relpath(path, self.images.absolute().parent)
+
+    def _layout(self, texts: list[str]) -> Layout:
+        """What data.yaml says, and else what lines of some texts can only be."""
+        if self.described.keypoints is not None:
+            return Layout(keypoints=self.described.keypoints)
+        lines = []
+        for path in texts[:: max(1, len(texts) // _SAMPLED)]:
+            try:
+                found = islice(numbered_lines(Path(path), MAX_OF_PHOTO), _SAMPLED)
+                lines += [_numbers(line) for _, line in found]
+            except ValueError:
+                continue
+        return Layout.of(lines, says_outlines=self.described.has_yaml)
+
+    def _note_texts_alone(self, used: set[str]) -> None:
+        """Report texts in the folders of the others that belong to no photo."""
+        for folder in sorted({os.path.dirname(path) for path in used}):
+            for name in sorted(os.listdir(folder)):
+                path = os.path.join(folder, name)
+                if name.endswith(".txt") and name not in LISTS and path not in used:
+                    self.faults.note([Fault(self._named(path), "no photo for this text file")])
 
 
-class _Loader(yaml.BaseLoader):
-    """Makes strings, lists and dictionaries of a document of bounded depth and size, nothing else.
+def _parse(line: str) -> tuple[str, list[float]]:
+    """Class and numbers.
 
-    Merges (`<<`) stay what they are, for a chain of them may multiply.
+    Raises:
+        ValueError: The class is no whole number, or something else is none.
     """
-
-    def __init__(self, text: bytes) -> None:
-        super().__init__(text)
-        self._nodes = self._depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self._nodes += 1
-        self._depth += 1
-        if self._depth > _MAX_DEPTH or self._nodes > _MAX_NODES:
-            raise yaml.YAMLError(f"more than {_MAX_DEPTH} levels or {_MAX_NODES:,} entries")
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-
-def _names_of_yaml(path: Path) -> dict[int, str]:
-    text = read_whole(path, _MAX_YAML)
+    kind, *fields = line.split()
     try:
-        content = _Loader(text).get_single_data()
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"'{printable(path)}' is not YAML: {shown(reason)}") from error
-    names = content.get("names", {}) if isinstance(content, dict) else None
-    if isinstance(names, list):
-        names = {str(number): name for number, name in enumerate(names)}
-    if not isinstance(names, dict) or not all(
-        _CLASS.fullmatch(number) and isinstance(name, str) for number, name in names.items()
-    ):
-        raise ValueError(
-            f"'{printable(path)}' has no list of class names under 'names'; write "
-            "'names: [cat, dog]', for example"
-        )
-    return {int(number): name for number, name in names.items()}
+        if float(kind) < 0 or not float(kind).is_integer():
+            raise ValueError(kind)
+        return kind, list(map(float, fields))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(NOT_A_BOX) from error
+
+
+def _numbers(line: str) -> list[float]:
+    try:
+        return _parse(line)[1]
+    except ValueError:
+        return []
