@@ -307,6 +307,12 @@ def starting_model(config: RunConfig) -> PaintByExample:
             "(for the demo: run `pbe-train train demo-first-stage` first), or to a checkpoint of "
             "Stable Diffusion 1.4 or of Paint by Example"
         )
+    if not config.init.exists():
+        raise ValueError(
+            f"no checkpoint at {config.init}, which init names; fetch the published weights with "
+            "pbe download --out models --dtype fp32, name another file with --init FILE, or take "
+            "the configuration demo-finetune, which needs none"
+        )
     file = checkpoint.starting_point(checkpoint.read(config.init))
     tensors = {n: t for n, t in file.tensors.items() if _part_of(n) in config.init_parts}
     sizes = CONFIGS[config.model]
