@@ -14,6 +14,8 @@ from torch import Tensor
 from ..pbe_model.editing.batch import BatchEditor
 from ..pbe_model.editing.crop_settings import CropSettings
 from ..pbe_model.editing.mask import resize_mask
+from ..pbe_model.editing.mask_reading import picture_mask
+from ..pbe_model.editing.opacity import over_white
 from ..pbe_model.editing.region import crop_mask
 from .adapter import Conditioning
 
@@ -22,7 +24,17 @@ EMPTY_MASKS = ["error", "pass through"]
 
 
 def rgb(image: Tensor) -> Tensor:
-    """An IMAGE with three channels: grey is repeated, opacity dropped.
+    """An IMAGE with three channels: grey is repeated, and what is transparent turns white.
+
+    Raises:
+        ValueError: No pixels, or a number of channels other than 1 to 4.
+    """
+    colour, alpha = colour_and_opacity(image)
+    return over_white(colour, alpha)
+
+
+def colour_and_opacity(image: Tensor) -> tuple[Tensor, Tensor | None]:
+    """An IMAGE's colours, (B, H, W, 3), and its opacity, (B, H, W); None where all is opaque.
 
     Raises:
         ValueError: No pixels, or a number of channels other than 1 to 4.
@@ -34,7 +46,17 @@ def rgb(image: Tensor) -> Tensor:
             "1 to 4 channels"
         )
     colour = image[..., :3] if channels >= 3 else image[..., :1].expand(*image.shape[:-1], 3)
-    return colour.float()
+    alpha = image[..., -1].float() if channels in (2, 4) else None
+    return colour.float(), alpha if alpha is None or (alpha < 1).any() else None
+
+
+def as_mask(picture: Tensor) -> Tensor:
+    """A MASK as it is, or the mask that each picture of an IMAGE shows; (B, H, W)."""
+    if picture.ndim < 4 or picture.shape[-1] > 4:
+        return picture
+    colour, alpha = colour_and_opacity(picture)
+    opacities = [None] * len(colour) if alpha is None else list(alpha)
+    return torch.stack([picture_mask(*one) for one in zip(colour, opacities, strict=True)])
 
 
 def mask_like(mask: Tensor, image: Tensor) -> Tensor:
@@ -47,11 +69,16 @@ def check_holes(masks: Tensor) -> None:
     """Refuse masks without a hole, as people get them by accident, before anything runs.
 
     Raises:
-        ValueError: One of them is empty.
+        ValueError: One of them is empty, or nowhere above 0.5.
     """
     for number, mask in enumerate(masks, start=1):
         if not (mask > 0.5).any():
             which = "the mask" if len(masks) == 1 else f"mask {number} of {len(masks)}"
+            if strongest := float(mask.max()):
+                raise ValueError(
+                    f"{which} is too faint: it reaches {strongest / 0.5:.0%} of the value above "
+                    "which a hole begins; paint it with an opacity of 1"
+                )
             raise ValueError(
                 f"{which} is empty: LoadImage makes its mask of what is transparent in the file, "
                 "and a black one of a file without transparency; paint the hole in the mask "

@@ -17,7 +17,7 @@ from ..pbe_model.editing.exemplar_image import (
 from ..pbe_model.networks.exemplar_encoder import normalise
 from .adapter import HostEncoder, separate, tagged
 from .category import CATEGORY, SEARCHES
-from .convert import batch_size, mask_like, rgb, row
+from .convert import batch_size, colour_and_opacity, mask_like, rgb, row
 
 EACH, AVERAGE, SEPARATE = MERGES = ["one each", "average", "separate"]
 
@@ -112,7 +112,9 @@ class PBEExemplarEncoder(io.ComfyNode):
         weights: str = "",
     ) -> io.NodeOutput:
         pictures = rgb(exemplar)
-        masks = None if exemplar_mask is None else mask_like(exemplar_mask, pictures)
+        masks = colour_and_opacity(exemplar)[1]  # a cut-out marks its object itself
+        if exemplar_mask is not None:
+            masks = mask_like(exemplar_mask, pictures)
         count = batch_size(exemplars=pictures, masks=masks)
         pixels = [
             preprocess(

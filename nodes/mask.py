@@ -1,9 +1,11 @@
 """Mask Augmenter: the mask shapes of training, for masks drawn by hand or by a segmenter."""
 
+import torch
 from comfy_api.latest import io
 
 from ..pbe_model.editing.mask import SHAPES, augment
 from .category import CATEGORY, SEARCHES
+from .convert import as_mask
 
 
 class PBEMaskAugmenter(io.ComfyNode):
@@ -28,7 +30,17 @@ class PBEMaskAugmenter(io.ComfyNode):
                 "remove specks",
             ],
             inputs=[
-                io.Mask.Input("mask", tooltip="Where to repaint: white (1) is the hole."),
+                io.MultiType.Input(
+                    io.Mask.Input(
+                        "mask",
+                        tooltip=(
+                            "Where to repaint: white (1) is the hole. A picture works as well: "
+                            "black and white, strokes on transparency, or a photo with the hole "
+                            "erased."
+                        ),
+                    ),
+                    [io.Image],
+                ),
                 io.Combo.Input(
                     "shape",
                     options=list(SHAPES),
@@ -99,7 +111,7 @@ class PBEMaskAugmenter(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        mask,
+        mask: torch.Tensor,
         shape: str,
         expand: int,
         feather: int,
@@ -110,7 +122,7 @@ class PBEMaskAugmenter(io.ComfyNode):
     ) -> io.NodeOutput:
         return io.NodeOutput(
             augment(
-                mask,
+                as_mask(mask),
                 shape,
                 expand=expand,
                 feather=feather,

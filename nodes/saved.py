@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..pbe_model.checkpoints.exemplar_file import EncodedExemplar, load_exemplar, save_exemplar
-from .adapter import Conditioning, check_tagged, show, tagged
+from .adapter import Conditioning, check_order, check_tagged, show, tagged
 from .category import CATEGORY, SEARCHES
 from .file_names import checked_name
 from .folders import EXEMPLAR_FOLDER, saved_exemplars
@@ -49,6 +49,7 @@ class PBESaveExemplar(io.ComfyNode):
     @classmethod
     def execute(cls, positive: Conditioning, negative: Conditioning, name: str) -> io.NodeOutput:
         exemplar = EncodedExemplar(_only("positive", positive), _only("negative", negative))
+        check_order([positive[0][1]], [negative[0][1]])
         folder, stem, number, subfolder, _ = folder_paths.get_save_image_path(
             checked_name(name), saved_exemplars()
         )

@@ -16,10 +16,11 @@ _WORDS = re.compile(
     r"|can(no|')t allocate memory|not enough memory"  # torch on CPUs, and on those of Windows
     r"|could not allocate tensor"  # DirectML
     r"|alloc_failed"  # cuBLAS, cuDNN
-    r"|bad_alloc",
+    r"|bad_alloc"
+    r"|could not create a (primitive|memory)\b(?! desc)",  # oneDNN; the other says: unsupported
     re.IGNORECASE,
 )
-_WANTED = re.compile(r"allocate (?P<amount>[\d.,]+) ?(?P<unit>[KMGT]?i?B|bytes)\b", re.IGNORECASE)
+_WANTED = re.compile(r"allocate (?P<amount>[\d.,]+) ?(?P<unit>[KMGTPE]?i?B|bytes)\b", re.IGNORECASE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

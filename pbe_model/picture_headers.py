@@ -62,6 +62,7 @@ _SCAN_START = re.compile(b"\xff\xda")
 _MOST_SCANS = 1000  # encoders make ten, or some dozens
 _MOST_WORK = 2**31  # pixels times scans of a JPEG: a second or two
 _CHUNK = struct.Struct(">I4s")
+_AVIF_EXIF = re.compile(rb"(infe\x02.{3}.{4})Exif", re.DOTALL)  # entry of an item, of version 2
 _MOST_CHUNKS = 2**17  # of a PNG; encoders make one of some kilobytes
 _MOST_PROFILE = 2**20  # bytes of a colour profile in a PNG, as in Pillow
 _TURNS = range(2, 9)  # EXIF orientations other than upright
@@ -132,8 +133,10 @@ def describe_stranger(file: BinaryIO) -> str:
     file.seek(0)
     kind = what_it_really_is(file.read(HEAD))
     unknown = "not a picture of a known format"
-    if kind is None or kind == "an empty file":
-        return kind or unknown
+    if kind == "an empty file":
+        return kind
+    if kind is None or kind == "a text file":  # which says no more
+        return unknown
     if kind.endswith(" picture"):
         return f"{unknown}: {kind} that is damaged, or of a rare kind such as colours in floats"
     return f"{unknown} but {kind}"
@@ -160,7 +163,7 @@ def orientation(picture: Image.Image) -> int:
 
 
 def read_leniently(file: BinaryIO, read: Callable[[BinaryIO], _Result]) -> _Result:
-    """`read(file)`; again without what stands beside the pixels if that fails for a PNG.
+    """`read(file)`; again without what stands beside the pixels if that fails for a PNG or an AVIF.
 
     Raises:
         Exception: As `read`.
@@ -168,7 +171,7 @@ def read_leniently(file: BinaryIO, read: Callable[[BinaryIO], _Result]) -> _Resu
     try:
         return read(file)
     except DECODER_ERRORS:
-        essential = essential_png(file)
+        essential = essential_png(file) or _avif_without_exif(file)
         if essential is None:
             raise
         return read(essential)
@@ -179,36 +182,57 @@ def essential_png(file: BinaryIO) -> BinaryIO | None:
 
     A profile and EXIF stay where they are sound. Pillow refuses a picture for a fault of any chunk.
     """
+    size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    if file.read(len(PNG_START)) != PNG_START:
+    start = file.read(len(PNG_START))
+    if start != PNG_START or size > MAX_BYTES:
         return None
-    file.seek(0)
-    whole = memoryview(file.read(MAX_BYTES))
-    kept, position, dropped = [whole[: len(PNG_START)]], len(PNG_START), False
+    kept, dropped = [start], False
     for _ in range(_MOST_CHUNKS):
-        if position + _CHUNK.size > len(whole):
+        header = file.read(_CHUNK.size)
+        if len(header) < _CHUNK.size:
             break
-        length, kind = _CHUNK.unpack_from(whole, position)
-        end = position + _CHUNK.size + length + 4
-        chunk = whole[position:end]
-        if _is_essential(kind, chunk):
-            kept.append(chunk)
+        length, kind = _CHUNK.unpack(header)
+        if not kind.isalpha():
+            break
+        if _may_be_essential(kind):
+            chunk = header + file.read(length + 4)
+            if _is_essential(kind, chunk):
+                kept.append(chunk)
+                continue
         else:
-            dropped = True
-        position = end
-        if kind == b"IEND":
-            break
+            file.seek(length + 4, os.SEEK_CUR)
+        dropped = True
     return io.BytesIO(b"".join(kept)) if dropped else None
 
 
-def _is_essential(kind: bytes, chunk: memoryview) -> bool:
-    if kind[:1].isupper() or not kind.isalpha() or kind == b"tRNS":
+def _avif_without_exif(file: BinaryIO) -> BinaryIO | None:
+    """An AVIF whose EXIF is of an unknown kind, so that nobody looks at it; None for other files.
+
+    The turns of an AVIF stand elsewhere.
+    """
+    if file.seek(0, os.SEEK_END) > MAX_BYTES:
+        return None
+    file.seek(0)
+    if file.read(12)[4:8] != b"ftyp":
+        return None
+    file.seek(0)
+    content, changes = _AVIF_EXIF.subn(rb"\1skip", file.read())
+    return io.BytesIO(content) if changes else None
+
+
+def _may_be_essential(kind: bytes) -> bool:
+    return kind[:1].isupper() or kind in (b"tRNS", b"iCCP", b"eXIf")
+
+
+def _is_essential(kind: bytes, chunk: bytes) -> bool:
+    if kind not in (b"iCCP", b"eXIf"):
         return True
-    if kind not in (b"iCCP", b"eXIf") or zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:]):
+    if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
         return False
     if kind == b"eXIf":
         return True
-    packed = bytes(chunk[_CHUNK.size : -4]).partition(b"\0")[2]
+    packed = chunk[_CHUNK.size : -4].partition(b"\0")[2]
     unpacking = zlib.decompressobj()
     try:
         unpacking.decompress(packed[1:], _MOST_PROFILE)

@@ -106,7 +106,7 @@ def parse_json(
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except ValueError as error:
-        if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) or hook is not None:
+        if not str(error).startswith("Exceeds the limit"):  # JSON's errors, and those of the hook
             raise
         raise ValueError("it has a number of thousands of digits") from None
 
@@ -134,7 +134,8 @@ def read_json(path: Path, limit: int, remedy: str) -> dict[str, Any]:
 def first_line(error: BaseException) -> str:
     """An error's message in one printable line, or its type where it has none."""
     message = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return shown(message.splitlines()[0] if message.strip() else type(error).__name__)
+    # Not `splitlines`: a name of a file may have what that takes for the end of a line.
+    return shown(message.strip().partition("\n")[0].rstrip() or type(error).__name__)
 
 
 def numbered_lines(

@@ -104,6 +104,7 @@ REPLACED = {
 
 FOREIGN = {
     "--lowvram": "ComfyUI",
+    "--novram": "ComfyUI",
     **dict.fromkeys(
         ("--image_path", "--mask_path", "--reference_path", "--outdir", "--ckpt", "--config"),
         "the paper's scripts/inference.py",
@@ -463,7 +464,7 @@ def test_all_nodes_and_workflows_are_listed() -> None:
     prose = read("docs/nodes.md").prose
     nodes = json.loads((ROOT / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
     assert all(node["display_name"] in prose for node in nodes.values())
-    workflows = re.findall(r"^\| `(\w+)` \|", prose, re.M)
+    workflows = re.findall(r"^\| `([\w.]+)` \|", prose, re.M)
     assert sorted(workflows) == sorted(p.stem for p in (ROOT / "example_workflows").glob("*.json"))
 
 

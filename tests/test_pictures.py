@@ -21,6 +21,7 @@ from docs.pictures.marks import graph_mark, marks_of_graph, model_mark, scene_na
 from pbe_model.scenes import SCENES
 
 from .nodes.conftest import HOW_TO_GET_IT
+from .nodes.graph import STAND_IN
 from .nodes.host import find_host
 
 REMEDY = "was made from something else than it shows today; run `make pictures`"
@@ -134,6 +135,15 @@ def test_a_changed_scene_changes_the_mark_of_graphs_that_load_it(
     (scenes / scene_names(workflow)[0] / "photo.jpg").write_bytes(b"another")
     before, after = marks_of_graph(workflow), marks_of_graph(workflow, scenes)
     assert {key for key in before if before[key] != after[key]} == {"inputs"}
+
+
+def test_a_graph_that_waits_for_pictures_is_drawn_with_the_scene_that_stands_in() -> None:
+    app = read_workflow(thumbnails.FOLDER / "paint_by_example.app.json")
+    assert scene_names(app) == [STAND_IN]
+    for item in app["nodes"]:
+        if item["type"] == "LoadImage":
+            item["widgets_values"][0] = "mine.png"
+    assert scene_names(app) == []
 
 
 # ---- files --------------------------------------------------------------------------------------

@@ -12,15 +12,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from pbe_model.cli.common import (
-    DTYPES,
-    Parser,
-    add_command,
-    check_parent,
-    positive,
-    run,
-    usable_device,
-)
+from pbe_model.atomic import check_makeable, check_writable, made_folder, replacing_all
+from pbe_model.cli.common import DTYPES, Parser, add_command, positive, run, seed, usable_device
 from pbe_model.config import EditDefaults
 from training.prepare.command import add_prepare
 
@@ -45,7 +38,14 @@ def _parser() -> Parser:
 
     add_prepare(commands)
 
-    command = add_command(commands, "train", _train, "train, or resume from the newest checkpoint")
+    command = add_command(
+        commands,
+        "train",
+        _train,
+        "train, or resume from the newest checkpoint",
+        more_memory="lower batch_size, raise accumulate, which splits a batch, or set "
+        "gradient_checkpointing",
+    )
     # What follows the name is RunConfig's: `training.config` checks it and answers --help.
     command.add_argument("config", help="bundled name, for example demo, or a TOML file")
     command.add_argument(
@@ -55,7 +55,7 @@ def _parser() -> Parser:
         "and nothing is trained",
     )  # fmt: skip
 
-    command = add_command(commands, "plan", _plan, "estimate what a run will take")
+    command = add_command(commands, "plan", _plan, "estimate what a run will take", is_text=True)
     _plan_options(command)
     command.add_argument("config", help="as for train")
     command.add_argument(
@@ -91,7 +91,14 @@ def _parser() -> Parser:
             "from]",
         )  # fmt: skip
 
-    command = add_command(commands, "evaluate", _evaluate, "measure how well exemplars are painted")
+    command = add_command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "measure how well exemplars are painted",
+        more_memory="lower --batch",
+        is_text=True,
+    )
     add = command.add_argument
     add(
         "set", choices=["demo", "photos"],
@@ -112,7 +119,7 @@ def _parser() -> Parser:
     )
     add("--steps", type=positive, default=20, metavar="N", help="sampling steps [%(default)s]")
     add("--batch", type=positive, default=16, metavar="N", help="edits at once [%(default)s]")
-    add("--seed", type=int, default=0, metavar="K", help="[%(default)s]")
+    add("--seed", type=seed, default=0, metavar="K", help="[%(default)s]")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ... [%(default)s]")
     add(
         "--out", type=Path, metavar="DIR",
@@ -180,7 +187,7 @@ def _plan(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from training.export import export
 
-    check_parent(args.out)
+    check_writable(args.out, folder=args.to == "diffusers")
     record = export(
         args.folder,
         args.out,
@@ -206,12 +213,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     from training.evaluation.evaluate import evaluate_demo, evaluate_photos
     from training.evaluation.table import format_table
 
-    model = PaintByExample.from_checkpoint(args.checkpoint, device=usable_device(args.device))
     if args.out:
-        try:
-            args.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"cannot make the folder {args.out}: {error.strerror}") from error
+        check_makeable(args.out)
+    model = PaintByExample.from_checkpoint(args.checkpoint, device=usable_device(args.device))
     evaluate, usual = (evaluate_demo, 256) if args.set == "demo" else (evaluate_photos, 64)
     evaluation = evaluate(
         args.data,
@@ -224,8 +228,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     print(format_table(evaluation))
     if args.out:
-        (args.out / "evaluation.json").write_text(evaluation.to_json(), encoding="utf-8")
-        write_image(args.out / "evaluation.png", evaluation.grid)
+        files = [args.out / "evaluation.json", args.out / "evaluation.png"]
+        with made_folder(args.out), replacing_all(files) as (figures, sheet):
+            figures.write_text(evaluation.to_json(), encoding="utf-8")
+            write_image(sheet, evaluation.grid)
     return 0
 
 

@@ -19,6 +19,7 @@ import tyro
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pbe_model.checkpoints.load import BUNDLED
+from pbe_model.editing.denoise import SEEDS
 from pbe_model.untrusted import first_line, read_bytes, shown
 from training.data.augment import ExemplarAugment, PhotoRecolour, SampleGeometry
 from training.demo.recipes import RecipeConfig
@@ -185,7 +186,7 @@ class RunConfig(_Strict):
     """What is taken of `init`; without unet the denoiser starts from nothing."""
     train_tower: bool = False
     """Train the image tower along (it is frozen at official size)."""
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=SEEDS)
     steps: int = Field(default=100_000, ge=1, lt=10**8)
     batch_size: int = Field(default=256, ge=1, le=2**16)
     """Samples an update, over all processes and accumulation steps."""

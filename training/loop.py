@@ -26,6 +26,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import Dataset
 
 from pbe_model.atomic import replacing
+from pbe_model.editing.denoise import SEEDS
 from pbe_model.untrusted import first_line
 from training import checkpoints
 from training.config import RunConfig
@@ -203,7 +204,8 @@ class Trainer:
         if main:
             check_free(config.out)  # before the model takes the memory that another run needs
         self.graph: graphs.Graph | None = None
-        set_seed(config.seed)
+        set_seed(config.seed % 2**32)  # NumPy's own generator, which nothing here draws from
+        torch.manual_seed(config.seed)
         self.stage = _build_stage(config, self.accelerator.device)
         trained = [p for p in self.stage.module.parameters() if p.requires_grad]
         optimizer = build_optimizer(config.optim, trained)
@@ -381,7 +383,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         parts = config.accumulate
         # Dropout alone draws from this generator; all other draws are keyed by sample.
-        torch.manual_seed(config.seed + self.samples + accelerator.process_index)
+        torch.manual_seed((config.seed + self.samples + accelerator.process_index) % SEEDS)
         figures: dict[str, Tensor] = {}
         bins = torch.zeros(2, BINS, device=accelerator.device)
         skipped = 0

@@ -56,7 +56,7 @@ def write_models(folder: Path, device: torch.device) -> None:
     weights[first] = weights[first][:, :4].contiguous()
     save_file(weights, folder / "diffusion_models/theirs.safetensors")
     token = torch.randn(1, 1, V1.unet.context_dim)
-    exemplar = EncodedExemplar(token, torch.zeros_like(token))
+    exemplar = EncodedExemplar(token, -token)
     save_exemplar(folder / "pbe_exemplars/any.safetensors", exemplar)
 
 

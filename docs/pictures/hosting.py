@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.nodes.graph import to_prompt
+from tests.nodes.graph import to_prompt, with_pictures
 from tests.nodes.host import Host, Prompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,8 +37,8 @@ def running_host(comfyui: Path, python: Path) -> Iterator[Host]:
 
 
 def load_prompt(host: Host, workflow: dict[str, Any]) -> Prompt:
-    """A saved workflow as the server takes it."""
-    return to_prompt(workflow, host.object_info())
+    """A saved workflow as the server takes it, with a scene for pictures to choose."""
+    return with_pictures(to_prompt(workflow, host.object_info()))
 
 
 def read_workflow(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pbe_model.checkpoints.load import BUNDLED
 from pbe_model.scenes import SCENES
-from tests.nodes.graph import PAGE_ONLY_NODES
+from tests.nodes.graph import PAGE_ONLY_NODES, STAND_IN, is_to_choose
 
 SCENE_NODE = "PBEExampleInputs"
 _SEEN = ("id", "type", "mode", "widgets_values")
@@ -40,9 +40,13 @@ def graph_mark(workflow: dict[str, Any]) -> str:
 
 
 def scene_names(workflow: dict[str, Any]) -> list[str]:
-    """The bundled scenes that a graph loads, in the order of its nodes."""
+    """The bundled scenes that a graph loads, in the order of its nodes.
+
+    The last is the one that stands in for pictures that the user is to choose.
+    """
     nodes = [node for part in _parts(workflow) for node in part["nodes"]]
-    return [node["widgets_values"][0] for node in nodes if node["type"] == SCENE_NODE]
+    names = [node["widgets_values"][0] for node in nodes if node["type"] == SCENE_NODE]
+    return names + [STAND_IN] * any(map(is_to_choose, nodes))
 
 
 def scene_mark(name: str, scenes: Path = SCENES) -> str:

@@ -1,5 +1,5 @@
 // Pictures of ComfyUI's page in a browser. Arguments: address of the host, path of chromium, a JSON
-// file with a list of shots; playwright-core is found through NODE_PATH. A shot is
+// file with a list of shots. A shot is
 //   out    PNG file to write
 //   graph  a workflow as the page saves it, or
 //   nodes  types of nodes with their places, and `links` between them (node, output, node, input)
@@ -7,33 +7,43 @@
 //   width  of the picture in pixels; text is drawn at that size.
 
 import { readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
 
-const { chromium } = createRequire(process.env.NODE_PATH + '/')('playwright-core');
+import { load, newPage, open, pictures, run, set } from '../../tests/nodes/comfy_page.mjs';
+
 const [url, executablePath, list] = process.argv.slice(2);
 const MARGIN = 16;
 const TOP = 110; // below the page's bars
 const LEFT = 70; // right of its tabs
 const TITLE = 50; // title of a node, and the name of its pack above
 
-const browser = await chromium.launch({ executablePath, args: ['--no-sandbox'] });
-const page = await browser.newPage({ viewport: { width: 1800, height: 1500 } });
+const page = await newPage(executablePath, 1800, 1500);
 page.setDefaultTimeout(300_000);
-await page.goto(url);
-await page.waitForFunction(() => window.app?.extensionManager && window.LiteGraph);
-await page.waitForTimeout(3000); // for the template or the dialog that it opens with
+await open(page, url);
 await page.keyboard.press('Escape');
-await page.evaluate(async () => {
-  const { set } = window.app.extensionManager.setting;
-  await set('Comfy.Minimap.Visible', false);
-  await set('Comfy.Graph.CanvasMenu', false);
-  await set('LiteGraph.Canvas.MinFontSizeForLOD', 0); // text at any scale
-  window.app.canvas.show_info = false;
+await set(page, {
+  'Comfy.Minimap.Visible': false,
+  'Comfy.Graph.CanvasMenu': false,
+  'LiteGraph.Canvas.MinFontSizeForLOD': 0, // text at any scale
 });
+await page.evaluate(() => (window.app.canvas.show_info = false));
 
 for (const shot of JSON.parse(readFileSync(list))) {
-  await page.evaluate(async ({ graph, nodes, links }) => {
-    if (graph) return window.app.loadGraphData(graph);
+  if (shot.graph) await load(page, shot.graph);
+  else await place(shot);
+  await page.waitForTimeout(1000);
+  if (shot.run) {
+    await run(page);
+    await pictures(page);
+  }
+  const clip = await fit(shot.width);
+  await page.waitForTimeout(1000);
+  await page.screenshot({ path: shot.out, clip });
+}
+await page.context().browser().close();
+
+// New nodes with links between them, and nothing else.
+async function place(shot) {
+  await page.evaluate(({ nodes, links }) => {
     window.app.graph.clear();
     const made = nodes.map(({ type, pos }) => {
       const node = window.LiteGraph.createNode(type);
@@ -45,31 +55,6 @@ for (const shot of JSON.parse(readFileSync(list))) {
       made[source].connect(output, made[target], input);
     }
   }, shot);
-  await page.waitForTimeout(1000);
-  if (shot.run) await run();
-  const clip = await fit(shot.width);
-  await page.waitForTimeout(1000);
-  await page.screenshot({ path: shot.out, clip });
-}
-await browser.close();
-
-// Queue the graph and wait until every node that shows pictures has got them.
-async function run() {
-  const done = page.evaluate(
-    () =>
-      new Promise((resolve, reject) => {
-        const failed = ({ detail }) => reject(new Error(detail.exception_message));
-        window.app.api.addEventListener('execution_success', resolve, { once: true });
-        window.app.api.addEventListener('execution_error', failed, { once: true });
-      }).then(() => {}),
-  );
-  await page.evaluate(() => window.app.queuePrompt(0));
-  await done;
-  await page.waitForFunction(() =>
-    window.app.graph.nodes
-      .filter((node) => ['SaveImage', 'PreviewImage'].includes(node.type))
-      .every((node) => node.imgs?.every((picture) => picture.complete)),
-  );
 }
 
 // Bring all nodes and groups into view, and say where they are on the page.

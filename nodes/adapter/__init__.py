@@ -6,7 +6,7 @@ native VAE (`first_stage`), the exemplar encoder an object with a model patcher 
 dtype flags work on them as on its own models.
 """
 
-from .conditioning import Conditioning, check_tagged, separate, tagged
+from .conditioning import Conditioning, check_order, check_tagged, separate, tagged
 from .denoiser import load_model, pbe_config
 from .encoder import HostEncoder
 from .first_stage import encode_masked, latent_format, load_vae
@@ -17,6 +17,7 @@ from .saving import denoiser_weights, held_as, not_weights
 __all__ = [
     "Conditioning",
     "HostEncoder",
+    "check_order",
     "check_parts",
     "check_tagged",
     "denoiser_weights",

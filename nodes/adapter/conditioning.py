@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...pbe_model.config import PBEConfig
@@ -65,9 +66,14 @@ def check_tokens(
     """Refuse a conditioning that the model cannot use.
 
     Raises:
-        ValueError: It is not of an Exemplar Encoder, or of one of another checkpoint.
+        ValueError: It is not of an Exemplar Encoder, or of one of another checkpoint, or zeroed.
     """
     check_tagged(name, tokens, entries)
+    if tokens is not None and not tokens.any():
+        raise ValueError(
+            f"{name} holds zeros, as ConditioningZeroOut makes them, which mean nothing to this "
+            f"model; connect the {name} of an Exemplar Encoder"
+        )
     if tokens is not None and tokens.shape[-1] != config.unet.context_dim:
         raise ValueError(
             f"{name} has tokens of {tokens.shape[-1]} numbers, but the model takes "
@@ -93,3 +99,16 @@ def check_order(positive: list[dict[str, Any]], negative: list[dict[str, Any]]) 
             "exemplar; connect the positive of Exemplar Encoder to positive and its negative to "
             "negative"
         )
+
+
+def is_same(positive: list[dict[str, Any]], negative: list[dict[str, Any]]) -> bool:
+    """Whether what is guided to is what is guided from, so that guidance changes nothing.
+
+    Args:
+        positive: The host's conditionings of that name, their tokens among the entries.
+        negative: The same of the other name.
+    """
+    return len(positive) == len(negative) > 0 and all(
+        torch.equal(one["cross_attn"], other["cross_attn"])
+        for one, other in zip(positive, negative, strict=True)
+    )

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ...pbe_model.config import PBEConfig, UNetConfig
 from ...pbe_model.networks.masked_inputs import latent_keep_mask, photo_channels
+from .adapters import checking
 from .attention import OVERRIDE, CrossAttention, attention_override
 from .conditioning import check_tokens
 from .control import check_control_net, check_residuals, skip_widths
@@ -223,9 +224,11 @@ def load_model(
     compute_dtype = management.unet_manual_cast(weight_dtype, load_device, supported)
     model_config.set_inference_dtype(weight_dtype, compute_dtype)
     model = PBEModel(model_config, device=management.unet_offload_device())
-    # The patcher's class is taken at call time: the host rebinds it at start-up.
+    # The patcher's class is taken at call time: the host rebinds it at start-up. On a CPU its
+    # dynamic one makes plain ones, whatever class is asked for.
     patchers = comfy.model_patcher
-    patcher = (patchers.CoreModelPatcher if dynamic else patchers.ModelPatcher)(
+    dynamic = dynamic and not management.is_device_cpu(load_device)
+    patcher = checking(patchers.CoreModelPatcher if dynamic else patchers.ModelPatcher)(
         model, load_device=load_device, offload_device=management.unet_offload_device()
     )
     # A dynamic patcher streams from the file's own memory; copies would defeat it.

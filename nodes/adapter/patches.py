@@ -19,7 +19,7 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
-from .conditioning import check_order
+from .conditioning import check_order, is_same
 from .page import warn
 
 WRAPPER = "paint_by_example"
@@ -160,7 +160,13 @@ def sample_watched(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         ValueError: Positive and negative are swapped.
     """
     guider = executor.class_obj
-    check_order(guider.conds.get("positive", []), guider.conds.get("negative", []))
+    positive, negative = (guider.conds.get(name, []) for name in ("positive", "negative"))
+    check_order(positive, negative)
+    if is_same(positive, negative):
+        warn(
+            "positive and negative are the same, so similarity (cfg) changes nothing; connect the "
+            "negative of Exemplar Encoder to negative"
+        )
     warn_of_unmerged(guider.model_patcher)
     before = guider.model_options
     guider.model_options = comfy.model_patcher.create_model_options_clone(before)

@@ -104,10 +104,14 @@ def delta(parts: Parts) -> Tensor:
         return parts["up"].flatten(1) @ down
     if "hada_w1_a" in parts:
         return _product(parts, "hada_w1", "hada_t1") * _product(parts, "hada_w2", "hada_t2")
-    first = _whole(parts, "lokr_w1", "")
-    second = _whole(parts, "lokr_w2", "lokr_t2")
+    first, second = whole_matrices(parts)
     first = first.reshape(*first.shape, *(1,) * (second.ndim - first.ndim))
     return torch.kron(first, second.contiguous())
+
+
+def whole_matrices(parts: Parts) -> tuple[Tensor, Tensor]:
+    """The two factors of a Kronecker product, of which each may be stored as a product."""
+    return _whole(parts, "lokr_w1", ""), _whole(parts, "lokr_w2", "lokr_t2")
 
 
 def changed(

@@ -9,12 +9,12 @@ for dots is the common form of all of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..config import PBEConfig
 from .diffusers_layout import module_table, renamed
-from .official_names import UNET
+from .official_names import EMBEDDER, UNET
 from .wrappers import without_words
 
 _ROLES = re.compile(
@@ -35,8 +35,8 @@ _PREFIX = re.compile(
     r"base_model\.model\.|(?:model\.)?diffusion_model\.|unet\.|lora_unet_|lycoris_|lora_(?=encoder_)"
 )
 _TEXT_ENCODER = re.compile(
-    r"lora_te\d?_|lora_clip_|(?:base_model\.model\.)?text_(?:encoder|model)|cond_stage_model\.|"
-    r"clip_[lg]\.|t5xxl\."
+    r"lora_te\d?_|lora_clip_|(?:base_model\.model\.)?text_(?:encoder|model)|clip_[lg]\.|t5xxl\.|"
+    + re.escape(EMBEDDER)
 )
 _FAMILIES = {
     "FLUX": r"double_blocks|single_(?:transformer_)?blocks",
@@ -85,11 +85,20 @@ def sort_names(names: Iterable[str], layers: Iterable[str], config: PBEConfig) -
         layers: The names of the model's layers.
         config: The model's.
     """
-    known = _common_names(layers, config)
+    return sort_layers(names, _common_names(layers, config).get)
+
+
+def sort_layers(names: Iterable[str], layer_of: Callable[[str], str | None]) -> Sorted:
+    """As `sort_names`, for a model that is known otherwise.
+
+    Args:
+        names: As the file has them.
+        layer_of: The layer that a name in its common form means, or None.
+    """
     found = Sorted()
     for name in names:
         match = _ROLES.fullmatch(without_words(name))
-        layer = known.get(_common(match["layer"])) if match else None
+        layer = layer_of(_common(match["layer"])) if match else None
         if match and layer is not None:
             given = next(value for key, value in match.groupdict().items()
                          if value and key != "layer")  # fmt: skip
@@ -99,7 +108,7 @@ def sort_names(names: Iterable[str], layers: Iterable[str], config: PBEConfig) -
             found.parts[layer][role] = name
         elif _TEXT_ENCODER.match(name):
             found.of_text_encoder.append(name)
-        elif not match and any(_common(start) in known for start in _starts(name)):
+        elif not match and any(layer_of(_common(start)) is not None for start in _starts(name)):
             found.unsupported.append(name)
         else:
             found.unknown.append(name)
@@ -122,13 +131,14 @@ def _common_names(layers: Iterable[str], config: PBEConfig) -> dict[str, str]:
     paths = list(layers)
     known = {_common(theirs): path for path, theirs in names_in_file(paths, config).items()}
     known |= {_common(path): path for path in paths}
-    # Diffusers' processors, before PEFT, call the first layer of `to_out` by that name alone.
-    return known | {k.removesuffix("_0"): v for k, v in known.items() if k.endswith("_to_out_0")}
+    return known
 
 
 def _common(name: str) -> str:
     while match := _PREFIX.match(name):
         name = name[match.end() :]
+    # Diffusers' processors, before PEFT, call the first layer of `to_out` by that name alone.
+    name = re.sub(r"\.processor\.to_out$", ".to_out.0", name)
     return name.replace(".processor.", ".").replace(".", "_")
 
 

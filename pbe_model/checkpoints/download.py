@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from ..atomic import made_folder
+from ..untrusted import first_line
 from .diffusers_folder import STEMS
 from .diffusers_layout import FOLDERS
 from .save import convert
@@ -208,11 +210,11 @@ def download(release: Release, out: Path, *, dtype: torch.dtype | None = torch.f
     with _sentences(release.repo, release.commit, release.endpoint):
         if not out.parent.is_dir():
             raise ValueError(f"there is no folder {out.parent}; create it, or choose another --out")
-        scratch.mkdir(parents=True, exist_ok=True)
-        _remove_strangers(scratch, release)
-        _check_space(scratch, release, dtype)
-        for file in release.files:
-            _fetch(file, scratch, release)
+        with made_folder(scratch):
+            _remove_strangers(scratch, release)
+            _check_space(scratch, release, dtype)
+            for file in release.files:
+                _fetch(file, scratch, release)
         fetched = scratch if is_folder else scratch / single
         if dtype is None:
             os.replace(fetched, result)
@@ -341,7 +343,7 @@ def _sentences(repo: str, revision: str | None, endpoint: str) -> Iterator[None]
 
 
 def _unreachable(endpoint: str, error: Exception, again: str) -> ValueError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return ValueError(
         f"the connection to {endpoint} failed ({reason}); check the network and HF_ENDPOINT, "
         f"then {again}"

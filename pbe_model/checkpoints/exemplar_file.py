@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..atomic import replacing
 from ..untrusted import shown
-from .safetensors_io import WEIGHT_TYPES, cast, read_safetensors, write_safetensors
+from .safetensors_io import WEIGHT_TYPES, cast, write_safetensors
+from .weights_file import read_weights
 
 VERSION = "1"
 _VERSION_KEY = "pbe_exemplar"
@@ -74,7 +75,7 @@ def load_exemplar(path: str | Path) -> EncodedExemplar:
     Raises:
         ValueError: Damaged, of another version, or not an encoded exemplar.
     """
-    tensors, metadata = read_safetensors(Path(path))
+    tensors, metadata, _ = read_weights(Path(path))
     version = metadata.get(_VERSION_KEY)
     if version is None:
         raise ValueError(f"{path} holds no encoded exemplar; give a file that Save Exemplar wrote")

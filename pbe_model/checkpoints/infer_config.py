@@ -67,7 +67,8 @@ def infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     if any(name.startswith(TEXT_ENCODER) for name in tensors):
         raise ValueError(
             "it has a text encoder: this is an inpainting model of Stable Diffusion, whose "
-            "channels mean something else; to train, start from SD 1.4 or 1.5"
+            "channels mean something else; give a Paint by Example checkpoint, or to train one "
+            "start from SD 1.4 or 1.5"
         )
     has_encoder = any(name.startswith((EMBEDDER, PROJECTION, LEARNABLE_VECTOR)) for name in tensors)
     return PBEConfig(

@@ -140,7 +140,13 @@ def save_official(
     tensors[POSITION_IDS] = torch.arange(positions)[None]
     with replacing(Path(path)) as part, Releasing(part, pages or MappedPages([], part)) as file:
         stated = json.dumps(model.config.to_dict())
-        torch.save({"state_dict": tensors, METADATA_KEY: stated}, file)
+        try:
+            torch.save({"state_dict": tensors, METADATA_KEY: stated}, file)
+        except RuntimeError as error:
+            # After a write that failed torch's writer fails in its own words, as it ends the file.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def save_diffusers(

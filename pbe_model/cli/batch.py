@@ -11,9 +11,11 @@ import argparse
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,20 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from ..atomic import check_writable
 from ..image_io import read_note
 from ..model import PaintByExample
-from ..untrusted import numbered_lines, parse_json, printable, shown
-from .common import Parser
+from ..untrusted import first_line, numbered_lines, parse_json, printable, shown
+from .common import Parser, sentence
 from .edit_options import (
+    DEFAULTS,
     FILES,
+    NUMBERS,
+    SWITCHES,
+    WHOLE,
     add_files,
     add_painting,
+    check_numbers,
     given_options,
     numbered,
     paint,
@@ -37,7 +45,12 @@ from .edit_options import (
 )
 
 _MAX_BYTES = 16 * 2**20  # largest file of edits
-_LONGEST_NAME = 200  # characters; systems allow 255 bytes
+_LONGEST_NAME = (
+    200  # bytes; systems allow 255, and some of them are for numbers and temporary names
+)
+_SPECIAL = set('/\\:*?"<>|')  # in names, on one system or another
+_KNOWN = (*FILES, "out", "preset", *DEFAULTS)
+_OF_THE_RUN = ("checkpoint", "lora", "device", "dtype", "attention")
 _LONG = timedelta(days=30)  # how long a process may wait for the others at the end
 _IN_LOGS = 30  # seconds between lines of progress where there is no terminal
 
@@ -126,7 +139,7 @@ def read_edits(
 
     Args:
         path: A JSON object a line: the options of `pbe edit` by name, files relative to `path`.
-        out: Folder for the results; made if its parent exists.
+        out: Folder for the results; may not exist yet.
         options: Defaults for lines that leave an option out, as `edit_options.paint` takes them.
         model: Names of checkpoint and adapters, for the note.
 
@@ -134,31 +147,28 @@ def read_edits(
         The edits, and what is wrong with the invalid lines, by their numbers.
 
     Raises:
-        ValueError: No such file, an empty one, or `out` cannot be made.
+        ValueError: No such file, an empty one, or results cannot be written to `out`.
     """
+    check_writable(out, folder=True)
     edits: list[Edit] = []
     problems: dict[int, str] = {}
-    owners: dict[Path, int] = {}
+    owners: dict[str, int] = {}
     parser = _line_parser()
     for number, text in numbered_lines(path, _MAX_BYTES):
         try:
             one = _parse(parser, text, number, path.parent, out, options, model)
             for result in one.results:
-                if owners.setdefault(result, number) != number:
+                # Some systems take names for the same that differ in case, or in how they spell ö.
+                name = unicodedata.normalize("NFC", result.name).casefold()
+                if owners.setdefault(name, number) != number:
                     raise ValueError(
-                        f"{result} is already the result of line {owners[result]}; give another out"
+                        f"{result} is already the result of line {owners[name]}; give another out"
                     )
             edits.append(one)
         except ValueError as error:
             problems[number] = str(error)
     if not edits and not problems:
         raise ValueError(f"{path} is empty; give a JSON object a line, the options of pbe edit")
-    try:
-        out.mkdir(exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"cannot make the folder {out}: {error.strerror}; choose another --out"
-        ) from error
     return edits, problems
 
 
@@ -181,7 +191,7 @@ def _parse(
     model: dict[str, Any],
 ) -> Edit:
     try:
-        values = parse_json(text)
+        values = parse_json(text, _unique)
     except ValueError as error:
         raise ValueError(
             f"not valid JSON ({error}); give an object with the options of pbe edit"
@@ -190,14 +200,16 @@ def _parse(
         raise ValueError(
             f"{shown(text, 40)} is not a JSON object; give the options of pbe edit by name"
         )
+    values = _unique([(name.replace("-", "_"), value) for name, value in values.items()])
     args = parser.parse_args([_argument(name, value) for name, value in values.items()])
     for name in FILES:
         if getattr(args, name) is not None:
             setattr(args, name, str(folder / getattr(args, name)))
     name = args.out or f"{number:05d}.png"
-    if Path(name).name != name or not name.endswith(".png") or len(name) > _LONGEST_NAME:
+    if not _is_plain(name):
         raise ValueError(f"out is {shown(repr(name))}; give a plain, short name that ends in .png")
     merged = options | given_options(args)
+    check_numbers(merged)
     if merged.get("region") == "each" and merged.get("paste_back") is False:
         raise ValueError(
             "region each without paste-back makes a picture for each hole, and their number is not "
@@ -208,26 +220,74 @@ def _parse(
     return Edit(number, out / name, args, merged, json.dumps(note, sort_keys=True))
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, if it has no name twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{shown(twice)}' is given twice")
+    return values
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is one of a file in any folder, on any system."""
+    try:
+        length = len(os.fsencode(name))
+    except UnicodeEncodeError:  # half of a character
+        return False
+    return (
+        name.endswith(".png")
+        and length <= _LONGEST_NAME
+        and name.isprintable()
+        and not _SPECIAL.intersection(name)
+    )
+
+
 def _argument(name: str, value: Any) -> str:
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    if not isinstance(value, (str, int, float)):
-        raise ValueError(f"{shown(name)} is {shown(json.dumps(value))}; give a string or a number")
-    return f"--{flag}={value}"
+    """An option and its value, as on the command line."""
+    flag = f"--{name.replace('_', '-')}"
+    if name not in _KNOWN:
+        if name in _OF_THE_RUN:
+            raise ValueError(f"'{name}' is the same for all lines; give {flag} to pbe batch")
+        near = get_close_matches(name, _KNOWN, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "pbe edit --help lists the options"
+        raise ValueError(f"there is no option '{shown(name)}'; {hint}")
+    if name == "guidance_interval" and isinstance(value, list) and len(value) == 2:
+        value = ",".join(map(json.dumps, value))
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name in SWITCHES:
+        wanted, fits = "true or false", isinstance(value, bool)
+    elif name in WHOLE | NUMBERS:
+        wanted, fits = "a number", is_number or isinstance(value, str)
+    else:
+        wanted, fits = "a string", isinstance(value, str)
+    if not fits:
+        raise ValueError(f"{shown(name)} is {shown(json.dumps(value))}; give {wanted}")
+    if name in SWITCHES:
+        return flag if value else f"--no-{flag[2:]}"
+    if name in WHOLE and isinstance(value, float) and value.is_integer():
+        value = int(value)  # as tools write columns of numbers of which some are missing
+    return f"{flag}={value}"
 
 
 def run(
-    edits: Sequence[Edit], load: Callable[[], PaintByExample], processes: Processes | None = None
+    edits: Sequence[Edit],
+    load: Callable[[], PaintByExample],
+    processes: Processes | None = None,
+    *,
+    more_memory: str,
 ) -> Done:
     """Paint this process's share of the edits; those whose results are there are left alone.
 
-    An edit that fails is reported on stderr and does not stop the rest.
+    An edit that fails is reported on stderr and does not stop the rest. The folder for the results
+    is made once the model is there.
 
     Args:
         edits: All of them, in every process.
         load: Loads the model; called only if there is something to paint.
         processes: Which share of the edits is this process's; `None` for all of them.
+        more_memory: What to do where an edit takes too much memory.
     """
     processes = processes or Processes()
     todo: list[Edit] = []
@@ -241,7 +301,8 @@ def run(
                 todo.append(one)
         except (ValueError, OSError) as error:
             failed += 1
-            report(one.line, str(error))
+            report(one.line, sentence(error) or "")
+    model = load() if todo else None
     bar = tqdm(
         total=kept + len(todo),
         initial=kept,
@@ -251,10 +312,10 @@ def run(
         mininterval=0.1 if sys.stderr.isatty() else _IN_LOGS,
     )
     with bar:
-        model = load() if todo else None
         for one in todo:
             assert model is not None
             try:
+                one.out.parent.mkdir(exist_ok=True)
                 pictures = read_pictures(one.files)
                 if pictures.remark is not None:
                     report(one.line, pictures.remark)
@@ -265,11 +326,11 @@ def run(
             # A failure of one edit, such as a photo too large for memory: the next may succeed.
             except (ValueError, RuntimeError, MemoryError, ArithmeticError, OSError) as error:
                 failed += 1
-                report(one.line, str(error) or type(error).__name__)
+                report(one.line, sentence(error, more_memory) or first_line(error))
             bar.update()
     return Done(*processes.total(painted, kept, failed))
 
 
 def report(line: int, problem: str) -> None:
     """Say on stderr what is wrong with a line, above the progress."""
-    tqdm.write(f"pbe: line {line}: {printable(problem.splitlines()[0])}", file=sys.stderr)
+    tqdm.write(f"pbe: line {line}: {printable(problem)}", file=sys.stderr)

@@ -1,23 +1,27 @@
 """What the commands of this repository share: how they fail, and how they read arguments.
 
-Exit codes: 0 done, 2 bad input (one sentence on stderr), 130 interrupted; others are a command's
-own.
+Exit codes: 0 done, 2 bad input or out of memory (one sentence on stderr), 130 interrupted; others
+are a command's own. Whether a message could be printed does not matter.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
+from ..editing.denoise import SEEDS
+from ..memory import is_out_of_memory, wanted
 from ..untrusted import first_line, printable, shown
+from .output import Output, unfailing_output
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+_LONGEST = 500  # characters of what argparse says, which repeats arguments
+_MORE_MEMORY = "close other programs, or use a machine with more memory"
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise `ValueError` instead of exiting."""
-        raise ValueError(f"{message}; see {self.prog} --help")
+        raise ValueError(f"{shown(message, _LONGEST)}; see {self.prog} --help")
 
 
 def run(parser: Parser, argv: Sequence[str] | None, interrupted: str = "interrupted") -> int:
@@ -37,42 +41,74 @@ def run(parser: Parser, argv: Sequence[str] | None, interrupted: str = "interrup
         interrupted: Message after Ctrl-C.
 
     Returns:
-        The exit code.
+        The exit code, which does not depend on whether messages could be printed.
     """
+    with unfailing_output() as stdout:
+        return _run(parser, argv, interrupted, stdout)
+
+
+def _run(parser: Parser, argv: Sequence[str] | None, interrupted: str, stdout: Output) -> int:
+    remedy = _MORE_MEMORY
     try:
         args = parser.parse_args(argv)
+        remedy = args.more_memory
         code = args.run(args)
-        sys.stdout.flush()
+        stdout.flush()
+        if args.is_text and stdout.full is not None:
+            raise ValueError(f"could not print all of the output: {stdout.full}; make room for it")
         return code
-    except ValueError as error:
-        print(f"{parser.prog}: {printable(error)}", file=sys.stderr)
-        return 2
-    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "memory"
-        print(f"{parser.prog}: out of memory ({reason}); process less at once", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # as by `| head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except KeyboardInterrupt:
         print(f"{parser.prog}: {interrupted}", file=sys.stderr)
         return 130
-    except RecursionError:
-        print(f"{parser.prog}: the input is nested too deeply; make it simpler", file=sys.stderr)
+    except Exception as error:
+        said = sentence(error, remedy)
+        if said is None:
+            raise
+        print(f"{parser.prog}: {said}", file=sys.stderr)
         return 2
-    except OSError as error:  # without a better sentence where it arose, such as too long a name
+
+
+def sentence(error: Exception, more_memory: str = _MORE_MEMORY) -> str | None:
+    """What is wrong and what to do about it, on one printable line; None of a defect of ours.
+
+    Args:
+        error: What a command raised.
+        more_memory: What to do where memory ran out.
+    """
+    if is_out_of_memory(error):
+        amount = wanted(error)
+        return f"out of memory{f' ({amount} more were needed)' if amount else ''}; {more_memory}"
+    if isinstance(error, ValueError):
+        return printable(error)
+    if isinstance(error, RecursionError):
+        return "the input is nested too deeply; make it simpler"
+    if isinstance(error, OSError):  # without a better sentence where it arose
         where = f" {shown(error.filename)}" if error.filename else ""
-        reason = first_line(error)
-        print(f"{parser.prog}: cannot use{where}: {reason}; check the path", file=sys.stderr)
-        return 2
+        return f"cannot use{where}: {first_line(error)}; check the path"
+    return None
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    *,
+    more_memory: str = _MORE_MEMORY,
+    is_text: bool = False,
 ) -> argparse.ArgumentParser:
-    """Add a subcommand to the result of `add_subparsers`; `run` returns the exit code."""
+    """Add a subcommand.
+
+    Args:
+        commands: From `add_subparsers`.
+        name: Its name.
+        run: Returns the exit code.
+        summary: What it does, for `--help`.
+        more_memory: What to do where memory runs out.
+        is_text: What it prints is its result, so that it fails where there is no room for it.
+    """
     command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, more_memory=more_memory, is_text=is_text)
     return command
 
 
@@ -84,10 +120,12 @@ def positive(text: str) -> int:
     return number
 
 
-def check_parent(path: Path) -> None:
-    """Raise `ValueError` where there is no folder to write `path` into."""
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: there is no folder {path.parent}; create it")
+def seed(text: str) -> int:
+    """Argument type: a seed."""
+    number = int(text)
+    if not 0 <= number < SEEDS:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to {SEEDS - 1}")
+    return number
 
 
 def usable_device(name: str | None) -> torch.device:

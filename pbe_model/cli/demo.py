@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..atomic import check_makeable, made_folder, replacing_all
 from ..editing.batch import EditResult
 from ..editing.edit import edit
 from ..image_io import read_image, write_image
@@ -65,16 +66,11 @@ def run(
         progress: Given a label of what is being painted, returns the callback for that edit.
 
     Raises:
-        ValueError: The folder cannot be made or written to.
+        ValueError: The folder cannot be made or written to; then nothing is written.
     """
     start = time.perf_counter()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot make the folder {out}: {error.strerror}; give another") from error
-
-    rows, rising, paths = [], [], []
-    pixels_outside = pixels_changed = 0
+    check_makeable(out)
+    rows, rising, results = [], [], []
     for number, scene in enumerate(load_scenes()):
         hole = scene.hole_mask[..., None] > 0.5
         given = [
@@ -85,6 +81,7 @@ def run(
         result = _paint(
             model, scene, steps, SIMILARITY, SEEDS, progress(f"{scene.name}, {SEEDS} seeds")
         )
+        results.append((scene, result))
         rows.append(given + [(f"seed {seed}", image) for seed, image in enumerate(result.images)])
         if number < SIMILARITY_SCENES:
             rising.append(given[1:])
@@ -94,16 +91,23 @@ def run(
                 painted = _paint(model, scene, steps, similarity, 1, callback).images[0]
                 rising[-1].append((label, painted))
 
-        outside = result.region.photo_blend_mask == 0
-        for seed, image in enumerate(result.images):
-            paths.append(out / f"{scene.name}-seed{seed}.png")
-            write_image(paths[-1], image)
-            changed = (read_image(paths[-1]) != scene.photo).any(-1)
-            pixels_outside += int(outside.sum())
-            pixels_changed += int((changed & outside).sum())
-
     grid = out / "grid.png"
-    write_image(grid, sheet([*rows, *rising]))
+    names = [f"{scene.name}-seed{seed}.png" for scene, _ in results for seed in range(SEEDS)]
+    images = [image for _, result in results for image in result.images]
+    paths = [out / name for name in names]
+    with made_folder(out), replacing_all([grid, *paths]) as (grid_part, *parts):
+        write_image(grid_part, sheet([*rows, *rising]))
+        for part, image in zip(parts, images, strict=True):
+            write_image(part, image)
+
+    pixels_outside = pixels_changed = 0
+    for path, (scene, result) in zip(
+        paths, [r for r in results for _ in range(SEEDS)], strict=True
+    ):
+        outside = result.region.photo_blend_mask == 0
+        changed = (read_image(path) != scene.photo).any(-1)
+        pixels_outside += int(outside.sum())
+        pixels_changed += int((changed & outside).sum())
     return Demo(grid, paths, pixels_outside, pixels_changed, time.perf_counter() - start)
 
 

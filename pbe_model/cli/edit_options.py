@@ -10,12 +10,12 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from ..atomic import check_writable, replacing_all
 from ..config import EditDefaults
 from ..editing.batch import EditResult
-from ..editing.checks import check_whole
 from ..editing.crop_plan import MODES
 from ..editing.crop_settings import DEFAULT_CROP, CropSettings
-from ..editing.edit import MAX_IMAGES, POSTERIORS, PRESETS, edit
+from ..editing.edit import POSTERIORS, PRESETS, check_options, edit
 from ..editing.exemplar_image import Fit
 from ..editing.mask_reading import is_mostly_hole
 from ..editing.opacity import over_white, with_opacity
@@ -48,6 +48,12 @@ DEFAULTS: dict[str, Any] = {
 }
 """The other options, and their defaults in Python."""
 
+SWITCHES = {name for name, value in DEFAULTS.items() if isinstance(value, bool)}
+"""Options that are on or off."""
+
+WHOLE = {"steps", "seed", "num_images", "resolution"}
+NUMBERS = {"similarity", "strength", "context", "blend"}
+
 _OWN = "the model's own; of the published weights"
 
 
@@ -74,7 +80,10 @@ def add_painting(command: argparse.ArgumentParser) -> None:
         "--similarity", type=float, metavar="S",
         help=f"how closely to follow the exemplar; 0 ignores it [{_OWN} {own.similarity:g}]",
     )  # fmt: skip
-    add("--seed", type=int, metavar="K", help=f"seed of the noise [{usual['seed']}]")
+    add(
+        "--seed", type=int, metavar="K",
+        help=f"seed of the noise, 0 to 2**64 - 1 [{usual['seed']}]",
+    )  # fmt: skip
     add(
         "--sampler", choices=SAMPLERS,
         help=f"how the noise is removed [{_OWN} {own.sampler}]",
@@ -132,22 +141,6 @@ def add_painting(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def check_show_mask(args: argparse.Namespace) -> None:
-    """Refuse to write the mask where something else is.
-
-    Raises:
-        ValueError: Unknown suffix, or the file is the result or one that is read.
-    """
-    image_format(args.show_mask)
-    for name in ("out", *FILES):
-        other = getattr(args, name)
-        if other is not None and Path(other).resolve() == args.show_mask.resolve():
-            raise ValueError(
-                f"--show-mask and {_flag(name)} name the same file, {shown(other)}; "
-                "give another name for the mask"
-            )
-
-
 def _interval(text: str) -> tuple[float, float]:
     """Two numbers with a comma between."""
     try:
@@ -164,6 +157,24 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(args, name) for name in DEFAULTS}
     given = {name: value for name, value in given.items() if value is not None}
     return PRESETS.get(args.preset, {}) | given
+
+
+def check_numbers(options: dict[str, Any]) -> None:
+    """Check the numbers of `given_options` before a model is there, whose own limits come on top.
+
+    Raises:
+        ValueError: One of them is out of range.
+    """
+    chosen = argparse.Namespace(**(DEFAULTS | options))
+    check_options(
+        steps=chosen.steps,
+        similarity=chosen.similarity,
+        seed=chosen.seed,
+        num_images=chosen.num_images,
+        strength=chosen.strength,
+        guidance_interval=chosen.guidance_interval,
+    )
+    CropSettings(context=chosen.context, blend=chosen.blend, resolution=chosen.resolution)
 
 
 def _flag(name: str) -> str:
@@ -275,16 +286,42 @@ def paint(
 
 
 def numbered(out: Path, count: int) -> list[Path]:
-    """Paths of `count` results: `out` itself, or `out` with -1, -2, ... before its suffix.
-
-    Raises:
-        ValueError: Unknown suffix, or more images than `edit` paints.
-    """
-    image_format(out)
-    check_whole("num_images", count, 1, MAX_IMAGES)
+    """Paths of `count` results: `out` itself, or `out` with -1, -2, ... before its suffix."""
     if count == 1:
         return [out]
     return [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(1, count + 1)]
+
+
+def check_out(args: argparse.Namespace, count: int) -> None:
+    """Check, before the work, that what an edit makes can be written and costs nothing.
+
+    Args:
+        args: With the options of `add_files`, and with --out and --show-mask.
+        count: Number of images.
+
+    Raises:
+        ValueError: Unknown suffix, a path that cannot be written, or a picture that is read.
+    """
+    made = [("--out", path) for path in numbered(args.out, count)]
+    if args.show_mask is not None:
+        made.append(("--show-mask", args.show_mask))
+    read = [(_flag(name), getattr(args, name)) for name in FILES]
+    for i, (flag, path) in enumerate(made):
+        image_format(path)
+        check_writable(path)
+        others = read if flag == "--out" else [*made[:i], *read]
+        for other, given in others:
+            if given is not None and _is_same(path, Path(given)):
+                raise ValueError(
+                    f"{flag} and {other} name the same file, {shown(path)}; give another name to "
+                    f"{flag}"
+                )
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return path.resolve() == other.resolve()
 
 
 def write_results(out: Path, images: Tensor, note: str | None = None) -> list[Path]:
@@ -292,10 +329,17 @@ def write_results(out: Path, images: Tensor, note: str | None = None) -> list[Pa
 
     Args:
         out: As for `numbered`.
-        images: As many files are written.
+        images: As many files are written, all of them or none.
         note: Text for PNG files; see `image_io.write_image`.
+
+    Raises:
+        ValueError: They cannot be written.
     """
     paths = numbered(out, len(images))
-    for path, painted in zip(paths, images, strict=True):
-        write_image(path, painted, note=note)
+    if len(paths) == 1:
+        write_image(out, images[0], note=note)
+        return paths
+    with replacing_all(paths) as parts:
+        for part, painted in zip(parts, images, strict=True):
+            write_image(part, painted, note=note)
     return paths

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -18,27 +19,31 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..atomic import check_writable, replacing_all
 from ..checkpoints import download
 from ..checkpoints import load as checkpoint
 from ..checkpoints import save as saving
+from ..checkpoints.adapter_convert import convert_adapter
 from ..checkpoints.lora import apply_lora, parse_lora
-from ..image_io import image_format, write_image
+from ..image_io import write_image
 from ..model import PaintByExample
 from ..networks.attention import BACKENDS
 from ..sampling.samplers import Callback
 from ..untrusted import parse_json, shown
 from . import batch, demo
-from .common import DTYPES, Parser, add_command, check_parent, run, usable_device
+from .common import DTYPES, Parser, add_command, run, usable_device
 from .edit_options import (
     add_files,
     add_painting,
-    check_show_mask,
+    check_numbers,
+    check_out,
     given_options,
     paint,
     read_pictures,
     write_results,
 )
 
+_LESS_MEMORY = "lower --resolution, take --dtype fp16 or another --device, or close other programs"
 _LINE = 2000  # longest line in characters that repeats what a file says
 
 
@@ -65,7 +70,13 @@ def _parser() -> Parser:
         "--out", type=Path, default=Path("demo_out"), metavar="DIR", help="folder [%(default)s]"
     )
 
-    command = add_command(commands, "edit", _edit, "paint an exemplar into the hole of a photo")
+    command = add_command(
+        commands,
+        "edit",
+        _edit,
+        "paint an exemplar into the hole of a photo",
+        more_memory=_LESS_MEMORY,
+    )
     add = command.add_argument
     add_files(command)
     add(
@@ -79,7 +90,11 @@ def _parser() -> Parser:
     _add_model(command)
 
     command = add_command(
-        commands, "batch", _batch, "paint many edits, resumable, on one or more processes"
+        commands,
+        "batch",
+        _batch,
+        "paint many edits, resumable, on one or more processes",
+        more_memory=_LESS_MEMORY,
     )
     command.add_argument(
         "edits", type=Path, metavar="EDITS.jsonl",
@@ -92,7 +107,9 @@ def _parser() -> Parser:
     add_painting(command)
     _add_model(command)
 
-    command = add_command(commands, "inspect", _inspect, "say what a checkpoint holds")
+    command = add_command(
+        commands, "inspect", _inspect, "say what a checkpoint holds", is_text=True
+    )
     command.add_argument("file", metavar="FILE", help=".safetensors, .ckpt or folder")
     command.add_argument("--json", action="store_true", help="for programs")
 
@@ -100,7 +117,10 @@ def _parser() -> Parser:
     add = command.add_argument
     add("source", metavar="IN", help=".safetensors, .ckpt or a folder of diffusers")
     add("out", type=Path, metavar="OUT", help="file, or for diffusers folder, to write")
-    add("--to", choices=get_args(saving.Layout), required=True, help="layout")
+    add(
+        "--to", choices=[*get_args(saving.Layout), "lora"], required=True,
+        help="layout; lora writes an adapter as ComfyUI's LoRA loaders read it",
+    )  # fmt: skip
     add("--dtype", choices=DTYPES, help="type of the weights [as they are]")
     add("--ema", action="store_true", help="take the denoiser's moving average, if IN has one")
 
@@ -171,18 +191,19 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _edit(args: argparse.Namespace) -> int:
-    image_format(args.out)
-    check_parent(args.out)
-    if args.show_mask is not None:
-        check_show_mask(args)
-        check_parent(args.show_mask)
+    options = given_options(args)
+    check_numbers(options)
+    check_out(args, options.get("num_images", 1))
     pictures, model = read_pictures(args), _model(args)
     if pictures.remark is not None:
         print(f"pbe: {pictures.remark}", file=sys.stderr)
-    result = paint(model, pictures, given_options(args), _progress("painting"))
-    if args.show_mask is not None:
-        write_image(args.show_mask, pictures.hole_mask)
-    for path in write_results(args.out, result.images):
+    result = paint(model, pictures, options, _progress("painting"))
+    with ExitStack() as stack:
+        if args.show_mask is not None:
+            [part] = stack.enter_context(replacing_all([args.show_mask]))
+            write_image(part, pictures.hole_mask)
+        paths = write_results(args.out, result.images)
+    for path in paths:
         print(path)
     return 0
 
@@ -196,7 +217,7 @@ def _batch(args: argparse.Namespace) -> int:
     if processes.rank == 0:
         for line, problem in problems.items():
             batch.report(line, problem)
-    done = batch.run(edits, lambda: _model(args), processes)
+    done = batch.run(edits, lambda: _model(args), processes, more_memory=args.more_memory)
     failed = done.failed + len(problems)
     if processes.rank == 0:
         print(
@@ -214,7 +235,9 @@ def _progress(label: str) -> Callback:
         nonlocal bar
         if bar is None:
             bar = tqdm(desc=label, total=total, unit="step", leave=False, disable=None)
-        bar.update()
+        # Where memory runs out, the steps of an attempt are taken again, and there are more in all.
+        bar.total = total
+        bar.update(index + 1 - bar.n)
         if index + 1 == total:
             bar.close()
 
@@ -249,13 +272,13 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    check_parent(args.out)
-    if args.out.is_dir() and args.to != "diffusers":
-        raise ValueError(f"cannot write {args.out}: it is a folder; give the name of a file")
-    if args.out.suffix.lower() != ".safetensors" and args.to == "safetensors":
+    check_writable(args.out, folder=args.to == "diffusers")
+    if args.out.suffix.lower() != ".safetensors" and args.to in ("safetensors", "lora"):
         raise ValueError(
             f"{args.out} would not be recognised as safetensors; end it in .safetensors"
         )
+    if args.to == "lora":
+        return _convert_adapter(args)
     report = saving.convert(
         args.source,
         args.out,
@@ -268,6 +291,17 @@ def _convert(args: argparse.Namespace) -> int:
         print(f"{label:<12}{shown(_names(getattr(report, label)), _LINE)}")
     for note in report.notes:
         print(f"{'note':<12}{shown(note, _LINE)}")
+    return 0
+
+
+def _convert_adapter(args: argparse.Namespace) -> int:
+    if args.ema:
+        raise ValueError("--ema is for models, and an adapter has no moving average; leave it out")
+    dtype = DTYPES[args.dtype] if args.dtype else None
+    done = convert_adapter(args.source, args.out, dtype)
+    print(f"{args.out}: an adapter of {done.layers:,} layers")
+    for label, names in (("text encoder", done.of_text_encoder), ("unknown", done.unknown)):
+        print(f"{label:<14}{shown(_names(names), _LINE)}")
     return 0
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..model import PaintByExample
 from ..sampling.samplers import Callback
+from ..untrusted import shown
 from .batch import BatchEditor, EditResult, check_exemplars
 from .checks import check_number, check_picture, check_whole
 from .crop_settings import DEFAULT_CROP, CropSettings
@@ -219,6 +220,6 @@ def check_guidance_interval(start: float, end: float) -> None:
     """Raise `ValueError` unless this is a part of the schedule."""
     if not 0 <= start <= end <= 1:
         raise ValueError(
-            f"the guidance interval is {start:g} to {end:g}; give two numbers from 0 to 1, the "
-            "smaller first"
+            f"the guidance interval is {shown(start)} to {shown(end)}; give two numbers from 0 to "
+            "1, the smaller first"
         )

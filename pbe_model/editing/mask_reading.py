@@ -89,7 +89,7 @@ def _largest(alpha: Tensor) -> float:
     at_least = counts.flip(0).cumsum(0).flip(0).tolist()  # as opaque as each level, or more
     for level in range(255, 0, -1):
         if counts[level] and at_least[int(0.9 * level)] >= enough:
-            return level / 255
+            return float(alpha[alpha < (level + 0.5) / 255].max())
     return 0.0
 
 

@@ -24,6 +24,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from scipy.special import stdtrit
 from torch import Tensor
 
 from .region import resize
@@ -44,10 +45,17 @@ _LEAST_LEAD = 1.25
 """How much worse than the best the second best place has to fit: the ratio of residuals."""
 _LEAST_GAP = 0.02
 """The same as a difference, for pictures that fit perfectly."""
-_MOST_ERROR = 0.15
-"""Largest standard error at a corner, in pixels of the finest level, that still tells."""
-_CORRELATED = 3.0
-"""Standard errors are this much larger than for errors that are independent in each pixel."""
+_PROMISED = (0.0005, 0.1, 0.1)
+"""Largest errors of zoom and shift, in pixels of the finest level."""
+_SURE = 0.99865
+"""Probability with which neither end of an estimate's interval is passed: three standard errors."""
+_BLOCK = 16
+"""Side in pixels of the squares whose errors count as independent of each other."""
+_OFF, _PLACE = 0.02, 64
+"""Each place of the picture, a square of so many pixels, may be shown so many pixels off, by
+interpolation alone: a single shape is never placed better than that."""
+_CORRELATED = 3.5
+"""Standard errors of independent noise grow so much by the finer of the two blurs: 2 sqrt(pi)."""
 _LEVEL = 1 / 1024
 """Least noise of a picture, a quarter of a level of 8 bits: nothing is known better."""
 _NOTHING = 0.1
@@ -93,18 +101,19 @@ def find_drift(painted: Tensor, original: Tensor, hole_mask: Tensor) -> Drift | 
     if any(level.kept.mean() < _LEAST_KEPT for level in levels):
         return None
     motion = _search(levels[0])
-    error = math.inf
+    errors = None
     for level, finer in pairwise([*levels, None]):
         assert level is not None
-        motion, error = _refine(level, motion)
-        if error == math.inf:
-            return None
+        motion, errors = _refine(level, motion)
         if finer is not None:
             motion = motion * motion.new_tensor([1, *[finer.side / level.side] * 2])
     finest = levels[-1]
     zoom, shift_x, shift_y = motion.tolist()
     inside = abs(zoom) < 0.06 and max(abs(shift_x), abs(shift_y)) < 1.25 * _reach(finest.side)
-    if not (inside and error <= _MOST_ERROR and _is_unique(finest, motion)):
+    if errors is None or not inside:
+        return None
+    certain = all(error <= most for error, most in zip(errors.tolist(), _PROMISED, strict=True))
+    if not (certain and _is_unique(finest, motion)):
         return None
     height, width = finest.original.shape
     return Drift(1 + zoom, (shift_x / width, shift_y / height))
@@ -295,8 +304,8 @@ def _correlations(level: _Level, motion: Tensor, reach: int) -> Tensor:
     return torch.where(enough & (scale > 1e-9), cross / scale.clamp_min(1e-9), 0)
 
 
-def _refine(level: _Level, motion: Tensor) -> tuple[Tensor, float]:
-    """Gauss-Newton steps, and the standard error in pixels at the worst corner."""
+def _refine(level: _Level, motion: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Gauss-Newton steps, and how far off zoom and shift may be; None where all is plain."""
     height, width = level.original.shape
     y = torch.arange(height).to(level.original)[:, None] + 0.5 - height / 2
     x = torch.arange(width).to(level.original)[None] + 0.5 - width / 2
@@ -306,38 +315,80 @@ def _refine(level: _Level, motion: Tensor) -> tuple[Tensor, float]:
         along = (slopes[0] * x + slopes[1] * y, *slopes)  # zoom, right, down
         return torch.stack([slope[use] for slope in along], 1).double()
 
-    for _ in range(_ITERATIONS):
+    iteration = 0
+    while True:
         moved, both = _both(level, motion)
         use = both > 0
         f, g = level.original[use], moved[use]
         if len(f) < 64 or not (energy := float((g * g).sum())):
-            return motion, math.inf
+            return motion, None
         gain = float((f * g).sum()) / energy
         of_original = jacobian(slopes_of_original, use)
         of_painted = gain * jacobian(_slopes(moved), use)
         steepest = (of_original + of_painted) / 2
         residual = (f - gain * g).double()
-        scale = 1.4826 * float(residual.abs().median()) + _LEVEL
-        weight = (1 - (residual / (4.685 * scale)) ** 2).clamp_min(0) ** 2  # Tukey's biweight
+        steepness = steepest[:, 1:].square().sum(1)
+        scale = 1.4826 * _weighted_median(residual.abs(), steepness) + _LEVEL
+        place = (residual / (4.685 * scale)).square()
+        weight = (1 - place).clamp_min(0) ** 2  # Tukey's biweight
         normal = steepest.T @ (weight[:, None] * steepest)
         step = torch.linalg.lstsq(normal, steepest.T @ (weight * residual)).solution
         motion = motion + step.to(motion)
-        if _displacement(step, width, height) < _CONVERGED:
+        iteration += 1
+        if _displacement(step, width, height) < _CONVERGED or iteration == _ITERATIONS:
             break
     # Noise has slopes too, but other ones in each picture: what the slopes of both tell is in
     # their products alone. Without it, plain pictures would seem to tell everything.
-    common = of_original.T @ (weight[:, None] * of_painted)
+    sensitivity = (1 - place).clamp_min(0) * (1 - 5 * place)  # of weight * residual
+    common = of_original.T @ (sensitivity[:, None] * of_painted)
     common = (common + common.T) / 2
     if int(torch.linalg.cholesky_ex(common).info):
-        return motion, math.inf
+        return motion, None
+    pulls = steepest * (weight * residual)[:, None]
+    spread, freedom = _spread(pulls, steepness, _squares(use, _BLOCK))
+    if freedom < 1:
+        return motion, None
+    # What a pixel to the right or down in one place would pull.
+    moves = (weight[:, None, None] * steepest[:, :, None] * steepest[:, None, 1:]).flatten(1)
+    moves = _OFF * _sums(moves, _squares(use, _PLACE)).view(-1, 3, 2).movedim(1, 0).flatten(1)
+    floor = (_CORRELATED * _LEVEL) ** 2 * (steepest.T @ (weight[:, None] ** 2 * steepest))
     inverse = torch.linalg.inv(common)
-    noise = weight**2 * (residual**2 + _LEVEL**2)
-    covariance = inverse @ (steepest.T @ (noise[:, None] * steepest)) @ inverse
-    variances = []
-    for sign in (-1, 1):
-        leads = covariance.new_tensor([[width / 2, 1, 0], [sign * height / 2, 0, 1]])
-        variances.append(float((leads @ covariance @ leads.T).trace()))
-    return motion, _CORRELATED * math.sqrt(max(variances))
+    covariance = inverse @ (spread + floor + moves @ moves.T) @ inverse
+    return motion, float(stdtrit(freedom, _SURE)) * covariance.diagonal().sqrt()
+
+
+def _squares(use: Tensor, side: int) -> Tensor:
+    """Numbers, from 0, of the squares in which the pixels that are used lie, (N,)."""
+    height, width = use.shape
+    rows, columns = torch.arange(height) // side, torch.arange(width) // side
+    squares = (rows[:, None] * width + columns).to(use.device)[use]
+    return squares.unique(return_inverse=True)[1]
+
+
+def _sums(values: Tensor, squares: Tensor) -> Tensor:
+    """Sums of values, (N, C), over the pixels of each square."""
+    sums = values.new_zeros(int(squares.max()) + 1, values.shape[1])
+    return sums.index_add_(0, squares, values)
+
+
+def _weighted_median(values: Tensor, weights: Tensor) -> float:
+    """Most of a plain picture fits at any place, so pixels count by how steep they are."""
+    values, order = values.sort()
+    share = weights[order].cumsum(0)
+    return float(values[int((share < share[-1] / 2).sum())])
+
+
+def _spread(pulls: Tensor, steepness: Tensor, squares: Tensor) -> tuple[Tensor, float]:
+    """Covariance (3, 3) of the sum of all pulls at the estimate, and its degrees of freedom.
+
+    Errors of neighbours are alike, whatever they come from (noise that was blurred, interpolation,
+    repainted texture), so they are added up in squares, and the sums count as independent. The
+    degrees of freedom are how many squares tell something, less the three that were estimated.
+    """
+    sums, shares = _sums(pulls, squares), _sums(steepness[:, None], squares)
+    telling = float(shares.sum() ** 2 / shares.square().sum().clamp_min(1e-30))
+    freedom = telling - 3
+    return sums.T @ sums * (telling / max(freedom, 1.0)), freedom
 
 
 def _slopes(picture: Tensor) -> tuple[Tensor, Tensor]:

@@ -447,6 +447,35 @@ def check_it_compiles_as_one_graph(parts: Parts) -> None:
     close(*results)
 
 
+def check_pictures_with_opacity_look_as_on_white(_: Parts) -> None:
+    convert = ours("nodes.convert")
+    colour, alpha = torch.rand(2, 12, 10, 3), torch.rand(2, 12, 10)
+    close(
+        convert.rgb(torch.cat([colour, alpha[..., None]], -1)), 1 - alpha[..., None] * (1 - colour)
+    )
+    grey = torch.stack([colour[..., 0], alpha], -1)
+    close(convert.rgb(grey), (1 - alpha * (1 - colour[..., 0]))[..., None].expand(-1, -1, -1, 3))
+    assert torch.equal(convert.rgb(colour), colour)
+    opaque = torch.cat([colour, torch.ones(2, 12, 10, 1)], -1)
+    assert torch.equal(convert.rgb(opaque), colour)
+    assert convert.colour_and_opacity(opaque)[1] is None
+
+
+def check_a_picture_is_the_mask_that_it_shows(_: Parts) -> None:
+    convert, hole = ours("nodes.convert"), torch.zeros(1, 40, 50)
+    hole[:, 10:20, 15:30] = 1
+    strokes = torch.cat([torch.zeros(1, 40, 50, 3), 0.5 * hole[..., None]], -1)
+    erased = torch.cat([torch.rand(1, 40, 50, 3), 1 - hole[..., None]], -1)
+    black_and_white = hole[..., None].expand(-1, -1, -1, 3)
+    for picture in (strokes, erased, black_and_white, hole[..., None]):
+        close(convert.as_mask(picture), hole)
+        close(convert.as_mask(picture.repeat(3, 1, 1, 1)), hole.repeat(3, 1, 1))
+    for mask in (hole, hole[0], hole[None]):
+        assert convert.as_mask(mask) is mask
+    widgets = ("as is", 0, 0, False, 0, 1)
+    close(ours("nodes.mask").PBEMaskAugmenter.execute(strokes, *widgets).args[0], hole)
+
+
 def run(make_parts: Callable[[], Any], module: dict[str, Any]) -> None:
     """Run every check of a module on the same parts, and print what came of them."""
     results = {}

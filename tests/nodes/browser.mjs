@@ -1,24 +1,14 @@
 // What a user sees: the host's page in a real browser, driven as by hand. test_in_browser.py starts
-// it. Arguments: address of the host, name of the pack, path of chromium, folder for screenshots;
-// playwright-core is found through NODE_PATH. The last line printed is a JSON object.
+// it. Arguments: address of the host, name of the pack, path of chromium, folder for screenshots. The
+// last line printed is a JSON object.
 
-import { createRequire } from 'node:module';
+import { newPage, open, set } from './comfy_page.mjs';
 
-const { chromium } = createRequire(process.env.NODE_PATH + '/')('playwright-core');
 const [url, pack, executablePath, folder] = process.argv.slice(2);
 const seen = { errors: [], progress: [] };
+const page = await newPage(executablePath, 1600, 1000);
 
-const browser = await chromium.launch({ executablePath, args: ['--no-sandbox'] });
-const page = await browser.newPage({ viewport: { width: 1600, height: 1000 } });
-page.setDefaultTimeout(120_000);
-
-async function open() {
-  await page.goto(url);
-  await page.waitForFunction(() => window.app?.extensionManager && window.LiteGraph);
-  await page.waitForTimeout(3000); // for the template or the dialog that it opens with
-}
-
-await open();
+await open(page, url);
 // The template, from the pack's own.
 if (!(await page.getByText(pack).isVisible())) {
   await page.getByRole('button', { name: 'Templates' }).first().click();
@@ -74,11 +64,11 @@ seen.help = await page.evaluate(() => document.body.innerText);
 await page.screenshot({ path: `${folder}/help.png` });
 
 // The labels in another language.
-await page.evaluate(() => window.app.extensionManager.setting.set('Comfy.Locale', 'ko'));
-await open();
+await set(page, { 'Comfy.Locale': 'ko' });
+await open(page, url);
 seen.korean = await page.evaluate(
   () => window.LiteGraph.registered_node_types.PBEInpaintSampler.title,
 );
 await page.screenshot({ path: `${folder}/korean.png` });
-await browser.close();
+await page.context().browser().close();
 console.log(JSON.stringify(seen));

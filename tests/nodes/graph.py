@@ -14,6 +14,8 @@ WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 GROWING = "COMFY_AUTOGROW_V3"
 PAGE_ONLY_NODES = {"Note", "MarkdownNote"}
 SEED_NAMES = {"seed", "noise_seed"}
+STAND_IN = "deck"
+"""The bundled scene for graphs that leave it to the user to choose pictures."""
 
 
 def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -46,6 +48,41 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
         _check_names(node, set(inputs), set(specs), required)
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
+
+
+def is_to_choose(node: dict[str, Any]) -> bool:
+    """Whether a node of a saved workflow waits for a picture."""
+    return node["type"] == "LoadImage" and node["widgets_values"][0] == ""
+
+
+def with_pictures(prompt: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A prompt with the scene `STAND_IN` in the place of pictures that are still to choose.
+
+    A picture whose mask is used is the photo, another one the exemplar.
+    """
+    used = {
+        tuple(value)
+        for node in prompt.values()
+        for value in node["inputs"].values()
+        if isinstance(value, list)
+    }
+    taken: dict[tuple[str, int], list[Any]] = {}
+    for name, node in prompt.items():
+        if node["class_type"] == "LoadImage" and node["inputs"]["image"] == "":
+            is_photo = (name, 1) in used
+            taken[name, 0] = ["scene", 0 if is_photo else 2]
+            taken[name, 1] = ["scene", 1]
+    if not taken:
+        return prompt
+    filled = {"scene": {"class_type": "PBEExampleInputs", "inputs": {"scene": STAND_IN}}}
+    for name, node in prompt.items():
+        if (name, 0) not in taken:
+            inputs = {
+                key: taken.get(tuple(value), value) if isinstance(value, list) else value
+                for key, value in node["inputs"].items()
+            }
+            filled[name] = {**node, "inputs": inputs}
+    return filled
 
 
 def _input_specs(info: dict[str, Any]) -> tuple[dict[str, tuple[Any, dict[str, Any]]], set[str]]:

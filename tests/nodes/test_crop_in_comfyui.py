@@ -156,7 +156,7 @@ def test_a_threshold_and_an_inverted_mask_make_other_holes(host: Host):
     grey["2"]["inputs"]["mask"] = ["30", 0]
     assert host.images(ran(host, grey), "9")[0].min() > 127
     grey["2"]["inputs"]["mask_threshold"] = 0.5
-    assert "the mask is empty: LoadImage" in host.run(grey).error_text
+    assert "the mask is too faint: it reaches 60%" in host.run(grey).error_text
 
 
 def test_crops_of_several_holes_and_photos_without_one(host: Host, model):

@@ -115,6 +115,30 @@ def test_every_fit_is_the_package_s(host: Host, model, pictures, fit: str):
     assert_tokens(path, model, token(model, pictures["wide"], fit=fit))
 
 
+def test_an_exemplar_with_opacity_is_cut_out_by_it(host: Host, model, pictures):
+    alpha = np.zeros((90, 60), np.uint8)
+    alpha[20:60, 10:40] = 255
+    cut_out = np.dstack([(pictures["first"].numpy() * 255).round().astype(np.uint8), alpha])
+    Image.fromarray(cut_out).save(host.base / "input/cut_out.png")
+    prompt = encoding("first")
+    prompt["colour"] = node("LoadImage", image="cut_out.png")
+    prompt["joined"] = node("JoinImageWithAlpha", image=["colour", 0], alpha=["colour", 1])
+    prompt["2"]["inputs"]["exemplar"] = ["joined", 0]
+    exemplar_mask = torch.from_numpy(alpha) / 255
+    expected = token(model, pictures["first"], exemplar_mask=exemplar_mask)
+    assert_tokens(file_of(host, prompt), model, expected)
+    # The same picture as a mask: what is transparent is the hole.
+    mask = {"shape": "as is", "expand": 0, "feather": 0, "fill_holes": False, "seed": 0}
+    drawn = {
+        **{name: prompt[name] for name in ("colour", "joined")},
+        "4": node("PBEMaskAugmenter", mask=["joined", 0], variations=1, **mask),
+        "5": node("MaskToImage", mask=["4", 0]),
+        "6": node("PreviewImage", images=["5", 0]),
+    }
+    (seen,) = host.images(ran(host, drawn), "6")
+    assert (seen[..., 0] == 255 - alpha).all()
+
+
 def test_an_exemplar_mask_cuts_the_object_out(host: Host, model, pictures):
     mask = np.zeros((90, 60, 3), np.uint8)
     mask[20:60, 10:40] = 255
@@ -243,7 +267,9 @@ def test_what_is_no_exemplar_is_one_clear_sentence(host: Host, model, pictures):
         return failure(host, prompt)
 
     (folder / "damaged.safetensors").write_bytes(b"\x80\x04 a pickle, say")
-    assert "damaged.safetensors cannot be read as safetensors" in error("damaged.safetensors")
+    assert "damaged.safetensors cannot be read as weights: it is a Python pickle" in error(
+        "damaged.safetensors"
+    )
     save_file({"x": torch.ones(2)}, folder / "other.safetensors")
     assert "other.safetensors holds no encoded exemplar" in error("other.safetensors")
     tokens = torch.ones(1, 1, 64)
@@ -255,6 +281,9 @@ def test_what_is_no_exemplar_is_one_clear_sentence(host: Host, model, pictures):
     for outside in ("../paint_by_example/" + CHECKPOINT, "/etc/hostname", "none.safetensors"):
         assert "Value not in list" in error(outside)
 
+    swapped = encoding("first")
+    swapped["3"]["inputs"] |= {"positive": ["2", 1], "negative": ["2", 0]}
+    assert failure(host, swapped).startswith("positive and negative are swapped")
     combined = encoding("first")
     combined["4"] = node("ConditioningCombine", conditioning_1=["2", 0], conditioning_2=["2", 0])
     combined["3"]["inputs"]["positive"] = ["4", 0]

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from .graph import to_prompt
+from .graph import STAND_IN, is_to_choose, to_prompt, with_pictures
 
 INFO = {
     "Load": {
@@ -106,3 +106,30 @@ def test_an_input_that_grows_is_a_row_of_sockets():
     ):
         with pytest.raises(ValueError, match=message):
             to_prompt(batch(*links), {"Batch": info})
+
+
+def test_a_scene_stands_in_for_pictures_that_are_to_choose():
+    def load(picture: str) -> dict:
+        return {"class_type": "LoadImage", "inputs": {"image": picture}}
+
+    edit = {"image": ["1", 0], "mask": ["1", 1], "exemplar": ["2", 0], "other": ["3", 0], "seed": 1}
+    prompt = {"1": load(""), "2": load(""), "3": load("mine.png")}
+    prompt["4"] = {"class_type": "Edit", "inputs": edit}
+    filled = with_pictures(prompt)
+    assert filled == {
+        "scene": {"class_type": "PBEExampleInputs", "inputs": {"scene": STAND_IN}},
+        "3": load("mine.png"),
+        "4": {
+            "class_type": "Edit",
+            "inputs": {
+                "image": ["scene", 0],
+                "mask": ["scene", 1],
+                "exemplar": ["scene", 2],
+                "other": ["3", 0],
+                "seed": 1,
+            },
+        },
+    }
+    assert with_pictures(filled) is filled
+    saved = {"type": "LoadImage", "widgets_values": ["", "image"]}
+    assert is_to_choose(saved) and not is_to_choose({**saved, "widgets_values": ["a.png"]})

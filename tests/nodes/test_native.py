@@ -47,6 +47,11 @@ def adapter() -> dict[str, str | None]:
 
 
 @pytest.fixture(scope="module")
+def loras() -> dict[str, str | None]:
+    return outcome("lora_checks.py")
+
+
+@pytest.fixture(scope="module")
 def native() -> dict[str, str | None]:
     return outcome("native_checks.py")
 
@@ -106,6 +111,11 @@ def test_what_cannot_apply_says_so(patches: dict[str, dict]):
 @pytest.mark.parametrize("check", checks("adapter_checks.py"))
 def test_adapter(adapter: dict[str, str | None], check: str):
     assert adapter[check] is None, adapter[check]
+
+
+@pytest.mark.parametrize("check", checks("lora_checks.py"))
+def test_loras(loras: dict[str, str | None], check: str):
+    assert loras[check] is None, loras[check]
 
 
 @pytest.mark.parametrize("check", checks("native_checks.py"))

@@ -172,19 +172,20 @@ def test_the_starter_says_first_where_the_weights_come_from_and_where_they_go():
     (note,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MarkdownNote")
     first = note.split("\n\n")[1]
     assert f"](https://huggingface.co/{REPOSITORY}/resolve/main/model.ckpt)" in first
-    assert "`ComfyUI/models/paint_by_example`" in first
+    assert "**ComfyUI/models/paint_by_example**" in first
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_workflow_explains_itself_and_names_the_models_it_needs(path: Path):
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
     (note,) = (node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+    assert "`" not in note, "Nodes 2.0 draws code in dark blue on a note's brown"
     for node in nodes:
         for model in node["properties"].get("models", []):
             assert model["name"] in node["widgets_values"]
             assert model["url"].endswith(f"/{model['name']}")
             assert f"[{model['name']}]({model['url']})" in note
-            assert f"`ComfyUI/models/{model['directory']}`" in note
+            assert f"**ComfyUI/models/{model['directory']}**" in note
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

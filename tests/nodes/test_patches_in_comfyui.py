@@ -87,3 +87,24 @@ def test_positive_and_negative_swapped_is_one_sentence(host: Host, sampler: str)
     run = host.run(only(graph(positive=1, negative=0), sampler))
     assert run.error_text.startswith("positive and negative are swapped")
     assert "connect the positive of Exemplar Encoder to positive" in run.error_text
+
+
+@pytest.mark.parametrize("sampler", ["4", "24"])
+def test_a_zeroed_negative_is_one_sentence(host: Host, sampler: str):
+    """As graphs for other models have it."""
+    prompt = graph()
+    prompt["30"] = {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["3", 0]}}
+    prompt["4" if sampler == "4" else "22"]["inputs"]["negative"] = ["30", 0]
+    run = host.run(only(prompt, sampler))
+    assert run.error_text == (
+        "negative holds zeros, as ConditioningZeroOut makes them, which mean nothing to this "
+        "model; connect the negative of an Exemplar Encoder"
+    )
+
+
+@pytest.mark.parametrize("sampler", ["4", "24"])
+def test_a_positive_connected_twice_is_said(host: Host, sampler: str):
+    run = host.run(only(graph(positive=0, negative=0), sampler))
+    assert run.error is None, run.error_text
+    ((node, said),) = run.texts
+    assert node == sampler and said.startswith("positive and negative are the same, so similarity")

@@ -46,7 +46,7 @@ def read_lines(path: Path, root: Path, min_area: float, max_area: float) -> Iter
             image = _existing(entry.image, root)
             if image not in photos:
                 photos[image] = _Lines(_size(entry, root / image))
-            box = _in_pixels(entry, photos[image].size)
+            box = _in_pixels(entry)
         except (ValueError, OverflowError) as error:
             num_faults += 1
             if len(faults) < _SHOWN:
@@ -93,13 +93,10 @@ def _size(entry: BoxLine, photo: Path) -> tuple[int, int]:
     return size
 
 
-def _in_pixels(entry: BoxLine, size: tuple[int, int]) -> Box:
+def _in_pixels(entry: BoxLine) -> Box:
     x0, y0, x1, y1 = map(int, entry.box)
     if not (x0 < x1 and y0 < y1):
         raise ValueError("its box has no area in whole pixels, x0 < x1 and y0 < y1")
-    width, height = (side or LARGEST for side in size)
-    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-        raise ValueError("its box is outside the photo")
     return x0, y0, x1, y1
 
 

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from pbe_model.editing.checks import check_whole
+from pbe_model.editing.denoise import SEEDS
 from pbe_model.editing.mask_shapes import Box
 from training.data.augment import (
     ExemplarAugment,
@@ -74,7 +76,9 @@ class Stream(IntEnum):
 
 def keyed_rng(seed: int, number: int, stream: Stream) -> np.random.Generator:
     """Generator that depends on its arguments only: the same in any process, in any order."""
-    return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, stream]))
+    # Of Python integers of which some have 64 bits NumPy makes floats, which tell few seeds apart.
+    key = np.array([seed, number], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
 
 
 def shuffled(position: int, seed: int, epoch: int, length: int) -> int:
@@ -131,7 +135,7 @@ class BoxDataset(Dataset[dict[str, Any]]):
         index: The index in it: a folder or a text file, see `BoxIndex.open`.
         resolution: Side `R` of the images in pixels.
         exemplar_size: Side `S` of the exemplars in pixels.
-        seed: Key of all randomness, at least 0.
+        seed: Key of all randomness, 0 to 2**64 - 1.
         sample: What an epoch goes through once. `"box"`: every box. `"photo"`: every photo with one
             of its boxes drawn at random, as in the paper.
         exemplar: Distortions of the exemplar.
@@ -148,7 +152,7 @@ class BoxDataset(Dataset[dict[str, Any]]):
         max_area: Largest share.
 
     Raises:
-        ValueError: As `BoxIndex.open` and `PhotoFiles`, or a negative seed or variant count.
+        ValueError: As `BoxIndex.open` and `PhotoFiles`, or a seed or variant count out of range.
     """
 
     def __init__(
@@ -170,8 +174,7 @@ class BoxDataset(Dataset[dict[str, Any]]):
         min_area: float = 0.02,
         max_area: float = 0.8,
     ) -> None:
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
+        check_whole("seed", seed, 0, SEEDS - 1)
         if geometry_variants is not None and geometry_variants < 1:
             raise ValueError(f"geometry_variants must be at least 1, got {geometry_variants}")
         self.index = BoxIndex.open(Path(root) / index, root, min_area=min_area, max_area=max_area)
@@ -274,7 +277,9 @@ class BoxDataset(Dataset[dict[str, Any]]):
                 pixels = self._decode(photo)
                 area = _clip(self.index.box(box), pixels)
             except OSError as error:
-                self._note(photo.path, error.strerror or str(error))
+                reason = error.strerror or str(error)
+                if self.unreadable.note(photo.path, reason):
+                    log.warning("skipping %s: %s; the next takes its place", photo.path, reason)
             else:
                 return self._recoloured(pixels, key), area, skipped
             number = (number + 1) % self.index.num_photos
@@ -284,14 +289,6 @@ class BoxDataset(Dataset[dict[str, Any]]):
             f"{patience} photos in a row cannot be read, such as '{photo.path}'; check that "
             "data.root is the folder that the index was made for"
         )
-
-    def _note(self, path: str, reason: str) -> None:
-        try:
-            if self.unreadable.note(path, reason):
-                log.warning("skipping %s: %s; the next takes its place", path, reason)
-        except OSError as error:  # a full disk costs the line, not the run
-            self.unreadable.paths.add(path)
-            log.warning("skipping %s: %s; not listed (%s)", path, reason, error.strerror)
 
     def _recoloured(self, pixels: np.ndarray, key: int) -> np.ndarray:
         if not self.recolour.probability:  # the usual case saves making a generator

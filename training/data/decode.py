@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
@@ -33,7 +35,7 @@ from pbe_model.picture_headers import (
     pixel_limit,
     read_leniently,
 )
-from pbe_model.pictures import decode_picture, quiet_decoders, turned
+from pbe_model.pictures import decode_picture, quiet_decoders
 from pbe_model.untrusted import first_line, open_regular, read_bytes
 
 JPEG_END = b"\xff\xd9"
@@ -42,9 +44,18 @@ _SEGMENT = struct.Struct(">BBH").unpack_from
 _SEQUENTIAL = frozenset((0xC0, 0xC1))  # kinds of frames
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 _MOST_SEGMENTS = 2**16
-_FAST_COLOURS = ("YCbCr", "Gray", "RGB")
-_SIDE_MARKS = (b"Exif\0\0", b"ICC_PROFILE\0")
+_FAST_MODES = {"YCbCr": "RGB", "RGB": "RGB", "Gray": "L"}  # Pillow's by simplejpeg's names
+_EXIF_MARK, _ICC_MARK, _WHOLE = b"Exif\0\0", b"ICC_PROFILE\0", b"\1\1"
+_ROTATIONS = {
+    3: cv2.ROTATE_180,
+    6: cv2.ROTATE_90_CLOCKWISE,
+    7: cv2.ROTATE_180,
+    8: cv2.ROTATE_90_COUNTERCLOCKWISE,
+}
+_FLIPS = {2: 1, 4: 0}
 _ON_ITS_SIDE = 5  # EXIF orientations from here on exchange width and height
+_UNREAD = (ValueError, KeyError)
+"""What simplejpeg raises; a KeyError where it has no name for the colours of a damaged file."""
 
 
 def decode_photo(data: bytes) -> np.ndarray:
@@ -66,14 +77,14 @@ def decode_photo(data: bytes) -> np.ndarray:
         if data.rfind(JPEG_END, len(data) // 2) < 0:
             raise OSError("truncated JPEG")
         header_length, is_only_scan = _first_scan(data)
-        colours = _check_jpeg(data, is_only_scan)
-        turn, profile, mode = _side_information(data, header_length)
-        photo = _decode_jpeg(data) if colours in _FAST_COLOURS else None
-        if photo is not None:
-            if turn == 1 and is_srgb(profile, mode):
-                return photo
-            picture = Image.fromarray(photo[..., 0] if mode == "L" else photo)
-            return np.array(turned(to_srgb(picture, profile), turn))
+        mode = _FAST_MODES.get(_check_jpeg(data, is_only_scan))
+        photo = _decode_jpeg(data) if mode else None
+        if photo is not None and mode is not None:
+            turn, profile = _side_information(data, header_length)
+            if not is_srgb(profile, mode):
+                grey_or_colour = Image.fromarray(photo[..., 0] if mode == "L" else photo)
+                photo = np.array(to_srgb(grey_or_colour, profile))
+            return _turned(photo, turn)
     with _reasons(file := io.BytesIO(data), "damaged"):
         return decode_picture(file).over_white()
 
@@ -81,21 +92,22 @@ def decode_photo(data: bytes) -> np.ndarray:
 def _decode_jpeg(jpeg: bytes) -> np.ndarray | None:
     try:
         return simplejpeg.decode_jpeg(jpeg, "RGB", strict=False)
-    except ValueError:  # Pillow reads some files that simplejpeg does not
+    except _UNREAD:  # Pillow reads some files that simplejpeg does not
         return None
 
 
-def _check_jpeg(jpeg: bytes, is_only_scan: bool) -> str | None:
+def _check_jpeg(jpeg: bytes, is_only_scan: bool) -> str:
     """Refuse more pixels than may be decoded, and to go through them over and over again.
 
     Returns:
-        simplejpeg's name of the colours in the file, None where it does not know.
+        simplejpeg's name of the colours in the file, empty where it does not know.
     """
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
-    except ValueError:
-        with photo_header(io.BytesIO(jpeg)) as header:
-            width, height, colours = header.width, header.height, None
+        header = simplejpeg.decode_jpeg_header(jpeg, strict=False)
+        (height, width), colours = map(int, header[:2]), str(header[2])
+    except _UNREAD:
+        with photo_header(io.BytesIO(jpeg)) as image:
+            width, height, colours = image.width, image.height, ""
     if width * height > pixel_limit(len(jpeg)):
         raise OSError("too many pixels")
     if not is_only_scan:
@@ -103,18 +115,32 @@ def _check_jpeg(jpeg: bytes, is_only_scan: bool) -> str | None:
     return colours
 
 
-def _side_information(jpeg: bytes, header_length: int) -> tuple[int, bytes | None, str]:
-    """EXIF orientation, colour profile, and the mode that it is for.
+def _side_information(jpeg: bytes, header_length: int) -> tuple[int, bytes | None]:
+    """EXIF orientation and colour profile.
 
-    Pillow is asked only where there is one of them.
+    Pillow is asked only where there is EXIF, or a profile in pieces.
     """
-    if all(jpeg.find(mark, 0, header_length) < 0 for mark in _SIDE_MARKS):
-        return 1, None, "RGB"
+    at = jpeg.find(_ICC_MARK, 0, header_length)
+    if jpeg.find(_EXIF_MARK, 0, header_length) < 0:
+        if at < 0:
+            return 1, None
+        if jpeg.startswith(_WHOLE, start := at + len(_ICC_MARK)):
+            end = at - 2 + int.from_bytes(jpeg[at - 2 : at], "big")
+            return 1, jpeg[start + len(_WHOLE) : end]
     try:
         with photo_header(io.BytesIO(jpeg)) as header:
-            return orientation(header), header.info.get("icc_profile"), header.mode
+            return orientation(header), header.info.get("icc_profile")
     except OSError:
-        return 1, None, "RGB"
+        return 1, None
+
+
+def _turned(photo: np.ndarray, orientation: int) -> np.ndarray:
+    """As `pbe_model.pictures.turned`, without leaving the array."""
+    if orientation in (5, 7):
+        photo = cv2.transpose(photo)
+    if orientation in _ROTATIONS:
+        return cv2.rotate(photo, _ROTATIONS[orientation])
+    return cv2.flip(photo, _FLIPS[orientation]) if orientation in _FLIPS else photo
 
 
 def _first_scan(jpeg: bytes) -> tuple[int, bool]:
@@ -167,9 +193,10 @@ def photo_header(file: BinaryIO) -> Iterator[Image.Image]:
         OSError: Not a picture of a known format, damaged, or with too many pixels to be decoded;
             also where looking at it shows the damage.
     """
-    # Decoders warn of quirks, and from 89 megapixels on.
-    with _reasons(file, "damaged header"), quiet_decoders(), open_picture(file) as image:
-        yield image
+    with _reasons(file, "damaged header"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of quirks, and from 89 megapixels on
+        with open_picture(file) as image:
+            yield image
 
 
 @contextmanager

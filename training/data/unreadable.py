@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from pbe_model.untrusted import first_line, open_regular, shown
+from pbe_model.untrusted import first_line, open_regular, printable, shown
 
 if sys.platform != "win32":
     import fcntl
+
+log = logging.getLogger(__name__)
 
 _MAX_PATH = 4096  # characters; systems allow no longer paths
 _MAX_LIST = 2**28  # bytes
@@ -37,24 +40,38 @@ class UnreadableList:
         self._seen = 0  # bytes of the file
 
     def note(self, path: str, reason: str) -> bool:
-        """Add a photo; whether it is new. A path that would not stay in its column is escaped."""
+        """Add a photo; whether it is new. A path that would not stay in its column is escaped.
+
+        Where the file cannot be written, as on a full disk, the photo is noted in memory only.
+        """
         path, reason = shown(path, _MAX_PATH), shown(" ".join(reason.split()))
         if path in self.paths:
             return False
+        is_new = True
         if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("ab+") as file:  # closing it gives up the lock
-                _lock(file)
-                file.seek(self._seen)
-                others = file.read()
-                self._seen += len(others)
-                self.paths.update(line.split("\t")[0] for line in os.fsdecode(others).split("\n"))
-                if path in self.paths:
-                    return False
-                line = os.fsencode(f"{path}\t{reason}\n")
-                os.write(file.fileno(), line)
-                self._seen += len(line)
+            try:
+                is_new = self._append(self.file, path, reason)
+            except OSError as error:
+                log.warning("cannot note it in %s: %s", printable(self.file), first_line(error))
         self.paths.add(path)
+        return is_new
+
+    def _append(self, place: Path, path: str, reason: str) -> bool:
+        """Write a line, unless another process has written one for this photo."""
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("ab+") as file:  # closing it gives up the lock
+            _lock(file)
+            file.seek(self._seen)
+            others = file.read()
+            self._seen += len(others)
+            self.paths.update(line.split("\t")[0] for line in os.fsdecode(others).split("\n"))
+            if path in self.paths:
+                return False
+            line = os.fsencode(f"{path}\t{reason}\n")
+            if (written := os.write(file.fileno(), line)) < len(line):
+                os.ftruncate(file.fileno(), self._seen)
+                raise OSError(f"only {written} of {len(line)} bytes could be written")
+            self._seen += len(line)
         return True
 
 

@@ -170,7 +170,9 @@ class Composer:
         return Pair(photo=photo, objects=[(cutout, box)], exemplar=exemplar)
 
     def _generator(self, stream: int, index: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=[self.seed, stream << 32 | index]))
+        # An array, as in `data.dataset.keyed_rng`.
+        key = np.array([self.seed, stream << 32 | index], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key))
 
     def _background(self, rng: np.random.Generator, picture: Picture, size: int) -> np.ndarray:
         """A random square of a background, (size, size, 3) float32 in [0, 1]."""

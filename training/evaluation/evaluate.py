@@ -28,8 +28,15 @@ from tqdm import tqdm
 from pbe_model import PaintByExample
 from pbe_model.cli.demo import sheet
 from pbe_model.editing.batch import BatchEditor, EditResult
+from pbe_model.editing.checks import check_whole
 from pbe_model.editing.crop_settings import DEFAULT_CROP
-from pbe_model.editing.denoise import encode_crops, encode_exemplar, initial_noise, paint_crops
+from pbe_model.editing.denoise import (
+    SEEDS,
+    encode_crops,
+    encode_exemplar,
+    initial_noise,
+    paint_crops,
+)
 from training.evaluation.pairs import CANDIDATES, SPLIT, Pair, draw_candidates, load_pairs
 from training.evaluation.photos import load_photos
 from training.evaluation.table import TRUTH, Evaluation, Row, Scores
@@ -237,8 +244,7 @@ def score_pairs(
     """
     if batch < 1:
         raise ValueError(f"batch is {batch}; give at least 1")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; give at least 0")
+    check_whole("seed", seed, 0, SEEDS - 1)
     groups = [pair.group for pair in pairs]
     draws = [([number], number) for number in range(len(pairs))]
     if candidates:

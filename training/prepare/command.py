@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pbe_model.cli.common import add_command, check_parent, positive
+from pbe_model.atomic import check_writable
+from pbe_model.cli.common import add_command, positive, seed
 
 _FORMATS = {
     "openimages": "OpenImages: table of boxes (.csv), or the text files of the official script",
@@ -39,7 +40,7 @@ def add_prepare(commands: Any) -> None:
         help="pairs of held-out objects, and as many of others [%(default)s]",
     )  # fmt: skip
     add("--size", type=positive, default=128, metavar="PIXELS", help="of a side [%(default)s]")
-    add("--seed", type=int, default=0, metavar="K", help="[%(default)s]")
+    add("--seed", type=seed, default=0, metavar="K", help="[%(default)s]")
     add("--processes", type=positive, default=2, metavar="N", help="[%(default)s]")
 
     add("--pack", type=Path, metavar="FILE", help="also one .tar of all but the photos")
@@ -110,7 +111,7 @@ def _prepare_demo(args: argparse.Namespace) -> int:
     from training.demo.make import prepare_demo
 
     if args.pack:
-        check_parent(args.pack)
+        check_writable(args.pack)
     prepare_demo(
         args.out,
         debs=args.debs,

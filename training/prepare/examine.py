@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -47,7 +48,8 @@ def examine(job: Job, chunk: tuple[int, list[Any]]) -> tuple[Path, int]:
     """
     number, entries = chunk
     path = job.work / f"{number:07d}.json"
-    finish(path, map(_name, entries), partial(_examine_photos, job, entries))
+    inputs = [text for entry in entries for text in (_name(entry), _version(job.reader, entry))]
+    finish(path, inputs, partial(_examine_photos, job, entries))
     return path, len(entries)
 
 
@@ -83,6 +85,17 @@ def _name(entry: Any) -> str:
     if isinstance(entry, Annotated):
         return entry.path
     return entry if isinstance(entry, str) else entry[0]
+
+
+def _version(reader: Reader, entry: Any) -> str:
+    """Of the file that annotates a photo: it may be mended between two calls."""
+    try:
+        if path := reader.source(entry):
+            stat = os.stat(path)
+            return f"{stat.st_size} {stat.st_mtime_ns}"
+    except (OSError, ValueError):
+        pass
+    return ""
 
 
 def _check(path: Path, verify: bool) -> tuple[int, int]:

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pbe_model import PaintByExample
+from pbe_model.checkpoints.adapter_convert import convert_adapter
 from pbe_model.checkpoints.diffusers_layout import to_diffusers
 from pbe_model.checkpoints.load import state_dict
 from pbe_model.checkpoints.lora import apply_lora
@@ -90,11 +91,16 @@ def test_a_folder_of_peft_s_makes_what_peft_makes_of_it(tmp_path, base, kind):
     model = small_model()
     applied = apply_lora(model, tmp_path)
     assert applied.complete and applied.path == tmp_path / "adapter_model.safetensors"
-    changes = agree(model, merged(theirs), base)
+    expected = merged(theirs)
+    changes = agree(model, expected, base)
     assert changes >= len(applied.layers) > 5
+    out = tmp_path / "out.safetensors"
+    done = convert_adapter(tmp_path / "adapter_model.safetensors", out)
+    assert done.layers == len(applied.layers) and not done.unknown
+    assert all(name.startswith("lora_unet_") for name in load_file(out))
     same = small_model()
-    apply_lora(same, tmp_path / "adapter_model.safetensors")  # the file by itself
-    assert all(torch.equal(t, same.state_dict()[n]) for n, t in model.state_dict().items())
+    assert apply_lora(same, out).complete
+    agree(same, expected, base)
 
 
 def test_diffusers_own_files_of_today_and_before(tmp_path, base):

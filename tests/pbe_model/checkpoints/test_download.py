@@ -409,7 +409,7 @@ def test_a_disk_that_runs_full():
 def test_no_folder_to_make_it_in(run, tmp_path):
     assert "there is no folder" in run(code=2, out=tmp_path / "no" / "out")
     (tmp_path / "file").touch()
-    assert "cannot write" in run(code=2, out=tmp_path / "file")
+    assert "cannot make the folder" in run(code=2, out=tmp_path / "file")
 
 
 def test_without_the_library(run, monkeypatch):

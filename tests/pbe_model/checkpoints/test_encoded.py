@@ -95,7 +95,7 @@ def test_a_checkpoint_is_no_exemplar(tmp_path):
 def test_damaged_files_end_in_a_sentence(tmp_path, content):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"damaged\.safetensors cannot be read as safetensors"):
+    with pytest.raises(ValueError, match=r"damaged\.safetensors cannot be read as"):
         load_exemplar(path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,8 +127,10 @@ def test_a_result_of_another_edit_is_neither_kept_nor_overwritten(folder, capsys
         ("{", "not valid JSON"),
         ("[1]", "is not a JSON object"),
         ({"image": "photo.png", "mask": "mask.png"}, "--exemplar"),
-        (BASE | {"stepz": 3}, "--stepz=3"),
-        (BASE | {"step": 3}, "--step=3"),
+        (BASE | {"stepz": 3}, "no option 'stepz'; did you mean 'steps'?"),
+        (BASE | {"step": 3}, "no option 'step'; did you mean 'steps'?"),
+        (BASE | {"--steps": 3}, "no option '__steps'; did you mean 'steps'?"),
+        (BASE | {"quux": 3}, "no option 'quux'; pbe edit --help"),
         (BASE | {"steps": "many"}, "'many'"),
         (BASE | {"steps": None}, "steps is null"),
         (BASE | {"steps": [3]}, "steps is [3]"),
@@ -135,13 +138,42 @@ def test_a_result_of_another_edit_is_neither_kept_nor_overwritten(folder, capsys
         (BASE | {"image": "nowhere.png"}, "set/nowhere.png"),
         (BASE | {"exemplar": "edits.jsonl"}, "not a picture"),
         (BASE | {"sampler": "heun"}, "'heun'"),
-        (BASE | {"checkpoint": "x.ckpt"}, "--checkpoint=x.ckpt"),
+        (
+            BASE | {"checkpoint": "x.ckpt"},
+            "'checkpoint' is the same for all lines; give --checkpoint",
+        ),
         (BASE | {"out": "../x.png"}, "out is '../x.png'"),
         (BASE | {"out": "x.jpg"}, "out is 'x.jpg'"),
+        (BASE | {"out": "a" * 256 + ".png"}, "give a plain, short name"),
+        (BASE | {"out": "ü" * 120 + ".png"}, "give a plain, short name"),
+        (BASE | {"out": "c:x.png"}, "give a plain, short name"),
+        (BASE | {"image": "a" * 256 + ".png"}, "too long"),
+        (BASE | {"image": "."}, "it is a folder"),
+        (BASE | {"image": 5}, "image is 5; give a string"),
+        (BASE | {"mask": True}, "mask is true; give a string"),
+        (BASE | {"steps": True}, "steps is true; give a number"),
+        (BASE | {"steps": 2.5}, "'2.5'"),
+        (BASE | {"steps": 10**9}, "steps is 1000000000; give a whole number from 1 to 10,000"),
+        (BASE | {"num_images": 10**7}, "num_images is 10000000; give a whole number from 1 to"),
+        (BASE | {"seed": 2**64}, f"seed is {2**64}; give a whole number from 0 to"),
+        (BASE | {"similarity": float("nan")}, "similarity is nan"),
+        (BASE | {"blend": float("inf")}, "blend is inf"),
+        (BASE | {"strength": -float("inf")}, "strength is -inf"),
+        (BASE | {"resolution": -64}, "resolution"),
+        (BASE | {"colour_match": "yes"}, 'colour_match is "yes"; give true or false'),
+        (BASE | {"truncate": 1}, "truncate is 1; give true or false"),
+        (BASE | {"guidance_interval": [0.7, 0.2]}, "interval is 0.7 to 0.2"),
+        (BASE | {"guidance_interval": [1, 2, 3]}, "guidance_interval is [1, 2, 3]; give a string"),
+        (BASE | {"num-images": 1, "num_images": 1}, "'num_images' is given twice"),
+        (json.dumps(BASE)[:-1] + ', "seed": 1, "seed": 2}', "'seed' is given twice"),
+        ('{"image": ' + "[" * 50_000, "nested too deeply"),
+        ('{"seed": ' + "9" * 5_000 + "}", "a number of thousands of digits"),
+        (BASE | {"image": "a\u2028b.png"}, "set/a\\u2028b.png: there is no such file"),
         (BASE | {"region": "each", "paste_back": False}, "a picture for each hole"),
         (BASE | {"out": "00001.png"}, "is already the result of line 1"),
+        (BASE | {"out": "00001.PNG"}, "give a plain, short name"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_bad_line_is_reported_and_the_rest_is_painted(folder, capsys, line, sentence):
     assert batch(write(BASE, line, "", BASE)) == 1
@@ -150,6 +182,44 @@ def test_a_bad_line_is_reported_and_the_rest_is_painted(folder, capsys, line, se
     assert said.startswith("pbe: line 2: ") and sentence in said
     assert names() == ["00001.png", "00004.png"]
     assert out.endswith("out: 2 edits painted, 0 were there already, 1 failed\n")
+
+
+def test_names_that_some_system_takes_for_the_same_are_refused(folder, capsys):
+    edits = write(BASE | {"out": "Größe.png"}, BASE | {"out": "GRO\u0308SSE.png"}, BASE)
+    assert batch(edits) == 1
+    assert "pbe: line 2: " in capsys.readouterr().err
+    assert names() == ["00003.png", "Größe.png"]
+
+
+def test_lines_as_any_editor_and_tool_leaves_them(folder):
+    """A byte order mark, the line ends of Windows, separators of lines in names, whole floats."""
+    name = "foto\u2028\u0085\x0b.png"
+    shutil.copy("set/photo.png", f"set/{name}")
+    odd = BASE | {"seed": 3.0, "guidance_interval": [0, 1], "num-images": "1"}
+    raw = [json.dumps(line, ensure_ascii=False) for line in (BASE, BASE | {"image": name}, odd)]
+    Path("set/edits.jsonl").write_bytes("\r\n".join(raw).encode("utf-8-sig"))
+    assert batch("set/edits.jsonl") == 0
+    assert names() == ["00001.png", "00002.png", "00003.png"]
+    assert (pixels("out/00001.png") == pixels("out/00002.png")).all()
+    assert json.loads(read_note("out/00003.png") or "")["seed"] == 3
+
+
+def test_a_batch_without_a_good_line_says_so_and_makes_no_folder(folder, capsys):
+    os.remove("small.safetensors")  # nothing is loaded
+    assert batch(write("{", BASE | {"steps": 0})) == 1
+    out, err = capsys.readouterr()
+    assert out == "out: 0 edits painted, 0 were there already, 2 failed\n"
+    assert "pbe: line 1: " in err and "pbe: line 2: steps is 0" in err
+    assert not Path("out").exists()
+
+
+def test_neither_inputs_nor_strangers_are_overwritten(folder, capsys):
+    shutil.copytree("set", "out")
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    assert batch(write(BASE | {"out": "photo.png"}, BASE | {"out": "mask.png"}), out="set") == 1
+    assert capsys.readouterr().err.count("already exists and is not the result of this edit") == 2
+    for name, content in before.items():
+        assert Path("set", name).read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -185,7 +255,7 @@ def test_killed_at_any_moment_it_goes_on_without_redoing_or_losing_an_edit(folde
     count = 24
     write(*[BASE | {"seed": i} for i in range(count)])
     first = subprocess.Popen(command("out"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while len(list(folder.glob("out/*.png"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)

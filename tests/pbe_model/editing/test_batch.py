@@ -133,6 +133,18 @@ def test_masks_are_brought_to_their_photos() -> None:
     assert region.photo_size == (40, 52) and region.box[:2] == (0, 0)
 
 
+def test_an_empty_mask_is_named_by_its_number(model: PaintByExample) -> None:
+    empty = torch.full_like(HOLES[1], 0.4)
+    with pytest.raises(ValueError, match="photo 2 of 3: the mask is empty: none of its 48x64"):
+        BatchEditor(PHOTOS, [HOLES[0], empty, HOLES[2]], [AT_32] * 3)
+    masks = torch.stack([HOLES[0], torch.zeros(40, 52), HOLES[0]])
+    with pytest.raises(ValueError, match=r"mask 2 of 3 is empty: nothing in it is above 0\.5"):
+        edit(model, PHOTOS[0], masks, [uniform(20, 12, 3)] * 3, region="each", steps=1)
+    for none in (masks[1:2], masks[:0]):
+        with pytest.raises(ValueError, match=r"mask 1 of 1 is empty|there are no hole masks"):
+            BatchEditor(PHOTOS[:1], [none], [AT_32], mode="each", numbered=True)
+
+
 def test_what_does_not_go_together_is_refused_in_a_sentence() -> None:
     with pytest.raises(ValueError, match=r"crops of 3 sizes.*region mode 'auto'"):
         BatchEditor(PHOTOS, HOLES, [CropSettings(resolution=32, multiple=4)] * 3, mode="whole")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from inspect import signature
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,6 +100,21 @@ def test_exemplar_goes_through_preprocessing(either):
     assert torch.equal(context, either.encoder(normalise(pixels[None])))
     assert context.shape == (1, either.encoder.num_tokens, 24)
     assert not torch.equal(context, encode_exemplar(either, EXEMPLAR))
+
+
+def test_seeds_go_round_at_the_end():
+    last = initial_noise(2**64 - 1, (4, 3, 5), 2)
+    generator = torch.Generator().manual_seed(2**64 - 1)
+    assert torch.equal(last[0], torch.randn(4, 3, 5, generator=generator))
+    assert torch.equal(last[1:], initial_noise(0, (4, 3, 5)))
+    middle = initial_noise(2**63 - 1, (4, 3, 5), 2)
+    assert torch.equal(middle[1:], initial_noise(2**63, (4, 3, 5)))
+
+
+def test_an_edit_takes_the_largest_seed_and_numbers_of_other_libraries(paint):
+    images = paint(seed=np.uint64(2**64 - 1), num_images=2, steps=torch.tensor(1)).images
+    assert torch.allclose(images[1], paint(seed=0, steps=1).images[0], atol=1e-4)
+    assert not torch.allclose(images[0], images[1], atol=1e-2)
 
 
 # ---- guidance ----------------------------------------------------------------------------------
@@ -512,7 +528,15 @@ def test_a_result_that_is_not_finite_is_an_error():
         ({"similarity": math.nan}, "similarity is nan"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**64}, f"seed is {2**64}"),
+        ({"seed": 1.5}, "seed is 1.5"),
         ({"strength": 0.0}, "strength is 0"),
+        ({"strength": math.nan}, "strength is nan"),
+        ({"strength": "all"}, "strength is all"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"steps": "many"}, "steps is many"),
+        ({"steps": 10**9}, "steps is 1000000000.*10,000"),
+        ({"num_images": 10**7}, "num_images is 10000000.*1,000"),
+        ({"similarity": "much"}, "similarity is much"),
         ({"crop": CropSettings(resolution=33)}, "resolution 33 is not a multiple of 4"),
         ({"crop": CropSettings(blend_mask=torch.zeros(40, 52))}, "blend mask is empty"),
         ({"exemplar_mask": torch.zeros(20, 12)}, "empty"),

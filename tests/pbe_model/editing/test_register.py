@@ -113,6 +113,43 @@ def test_a_plain_or_repetitive_surrounding_does_not_tell(name, noise):
     assert find_drift(noisy(painted, noise, 1), noisy(picture, noise, 2), hole) is None
 
 
+def shapes() -> dict[str, torch.Tensor]:
+    """Little to go by: shapes on plain ground, (512, 512) each."""
+    y, x = torch.meshgrid(torch.arange(SIDE).float(), torch.arange(SIDE).float(), indexing="ij")
+
+    def distance(right: float, down: float) -> torch.Tensor:
+        return ((x - right) ** 2 + (y - down) ** 2).sqrt()
+
+    drawn = {f"disc of {radius}": distance(75, 75) < radius for radius in (20, 40, 60)}
+    drawn["two discs"] = (distance(75, 75) < 30) | (distance(440, 430) < 40)
+    drawn["square"] = (x > 40) & (x < 100) & (y > 40) & (y < 110)
+    pictures = {name: 0.5 * shape.float() + 0.2 for name, shape in drawn.items()}
+    pictures["soft disc"] = 0.5 * torch.sigmoid((50 - distance(75, 75)) / 3) + 0.2
+    return pictures
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+@pytest.mark.parametrize("name", [*shapes(), "sky", "table", "leaves"])
+def test_what_is_found_is_right_and_else_nothing_is(name, noise):
+    if name in scenes():
+        editor = edit_of(name)
+        picture, hole = editor.crops[0], editor.hole_masks[0]
+    else:
+        picture, hole = shapes()[name][..., None].repeat(1, 1, 3), torch.zeros(SIDE, SIDE)
+        hole[150:380, 140:400] = 1
+    rng = np.random.default_rng(3)
+    zoom, right, down = 1 + rng.uniform(-0.03, 0.03), *rng.uniform(-8, 8, 2)
+    painted = drifted(picture, zoom, right, down)
+    painted[hole > 0.5] = torch.rand(3, generator=torch.Generator().manual_seed(1))
+    drift = find_drift(noisy(painted, noise, 1), noisy(picture, noise / 2, 2), hole)
+    if drift is not None:
+        assert_found(drift, zoom, right, down)
+    if name in ("leaves", "table", "two discs"):
+        assert drift is not None
+    if name in ("disc of 20", "disc of 40", "soft disc", "square"):
+        assert drift is None
+
+
 def test_another_picture_or_nothing_kept_does_not_tell():
     editor, other = edit_of("deck"), edit_of("meadow")
     hole = editor.hole_masks[0]

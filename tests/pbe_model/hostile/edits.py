@@ -35,7 +35,7 @@ FILES: Table = {
     "deep_objects.jsonl": _line("nested too deeply", '{"image":' * 400_000),
     **{
         f"nested_{levels}.jsonl": _line(
-            "nested too deeply|give a string or a number",
+            "nested too deeply|give a string",
             '{"image":' + "[" * levels + "]" * levels + "}",
         )
         for levels in (100, 900, 960, 970, 980, 985, 990)
@@ -45,13 +45,13 @@ FILES: Table = {
     "page.jsonl": _line("not valid JSON", "<html>"),
     "text.jsonl": _line("is not a JSON object", json.dumps(TERMINAL * 1_000)),
     # ---- no options
-    "escapes.jsonl": _with(r"--\\x1b\]0;owned\\x07", **{TERMINAL: 1}),
-    "help.jsonl": _with("unrecognized", help=True),
-    "checkpoint.jsonl": _with("unrecognized", checkpoint="two_faced.ckpt"),
-    "nothing.jsonl": _with("unrecognized", **{"": 1}),
-    "dashes.jsonl": _with("unrecognized", **{"--": 1}),
-    "table.jsonl": _with("give a string or a number", image={TERMINAL: TERMINAL}),
-    "null.jsonl": _with("give a string or a number", image=None),
+    "escapes.jsonl": _with(r"no option '\\x1b\]0;owned\\x07", **{TERMINAL: 1}),
+    "help.jsonl": _with("no option 'help'", help=True),
+    "checkpoint.jsonl": _with("for all lines", checkpoint="two_faced.ckpt"),
+    "nothing.jsonl": _with("no option ''", **{"": 1}),
+    "dashes.jsonl": _with("no option '__'", **{"--": 1}),
+    "table.jsonl": _with("give a string", image={TERMINAL: TERMINAL}),
+    "null.jsonl": _with("give a string", image=None),
     # ---- numbers
     "steps_huge.jsonl": _with("steps", steps=HUGE),
     "steps_2_40.jsonl": _with("steps", steps=2**40),

@@ -10,7 +10,7 @@ from typing import Any
 
 from .archives import FILES as ARCHIVES
 from .case import TERMINAL, Case, Table, built, content, link
-from .headers import UNREAD, entry, with_header
+from .headers import entry, with_header
 from .strangers import HTML, LFS
 
 _DAMAGED = "is damaged"
@@ -54,12 +54,12 @@ def _large(path: Path) -> None:
 
 
 FILES: Table = {
-    "page.safetensors": Case(content(HTML), UNREAD),
-    "pointer.safetensors": Case(content(LFS), UNREAD),
-    "pipe.safetensors": Case(os.mkfifo, UNREAD),
-    "device.safetensors": Case(link("/dev/zero"), UNREAD),
-    "folder.safetensors": Case(Path.mkdir, UNREAD),
-    "pickle.safetensors": Case(ARCHIVES["two_faced_script.ckpt"].make, UNREAD),
+    "page.safetensors": Case(content(HTML), "it is an HTML page"),
+    "pointer.safetensors": Case(content(LFS), "it is a Git LFS pointer"),
+    "pipe.safetensors": Case(os.mkfifo, "it is not a regular file"),
+    "device.safetensors": Case(link("/dev/zero"), "it is not a regular file"),
+    "folder.safetensors": Case(Path.mkdir, "it is not a regular file"),
+    "pickle.safetensors": Case(ARCHIVES["two_faced_script.ckpt"].make, "cannot be read as a torch"),
     "deep.safetensors": Case(
         built(lambda: with_header('{"a":' + "[" * 400_000)), "nested too deeply"
     ),

@@ -69,7 +69,6 @@ def test_no_jpeg_of_common_colours_takes_the_slow_way(monkeypatch: pytest.Monkey
     exif[ExifTags.Base.Make] = "camera"
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     monkeypatch.setattr(decode, "decode_picture", lambda *_: None)
-    monkeypatch.setattr(decode, "turned", lambda *_: None)
     plain = decode_photo(encoded(photo()))
     assert np.array_equal(decode_photo(encoded(photo(), exif=exif)), plain)
     assert np.array_equal(decode_photo(encoded(photo(), icc_profile=srgb)), plain)
@@ -95,3 +94,13 @@ def test_what_is_cut_off_or_no_image_is_an_error() -> None:
     ):
         with pytest.raises(OSError, match=reason):
             decode_photo(broken)
+
+
+def test_a_damaged_frame_without_colours_is_an_error() -> None:
+    """Its marker has lost a byte; simplejpeg has no name for the colours that it then finds."""
+    file = io.BytesIO()
+    Image.new("L", (16, 12)).save(file, "JPEG")
+    whole = file.getvalue()
+    frame = whole.index(b"\xff\xc0")
+    with pytest.raises(OSError):
+        decode_photo(b"\xff\xd8" + whole[frame + 1 :])

@@ -101,6 +101,15 @@ def test_photos_that_would_take_long(data: bytes, reason: str | None) -> None:
         decode_photo(data)
 
 
+def test_a_jpeg_whose_colours_are_none(tmp_path: Path) -> None:
+    whole = encoded("JPEG")
+    data = whole[:2] + whole[whole.index(b"\xff\xc0") + 1 :]
+    with pytest.raises(OSError):
+        decode_photo(data)
+    with pytest.raises(OSError):
+        photo_size(put(tmp_path / "photo.jpg", data))
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM"])
 def test_all_formats_are_still_read(kind: str, tmp_path: Path) -> None:
     data = encoded(kind)

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+import training.prepare.collection
 from training.cli import main
 from training.data.index import BoxIndex
+from training.data.unreadable import UnreadableList
 from training.prepare.annotations import PhotoFinder, Unusable, open_reader
 from training.prepare.annotations.coco_outlines import outlined
+from training.prepare.workers import process_map
 
 SIZE = (160, 120)
 BOX = [40, 30, 100, 80]
@@ -411,7 +414,7 @@ def test_training_passes_over_bad_lines_too(
         {"image": "sub\\a.png", "box": BOX},
         {"image": 5, "box": BOX},
         {"image": "sub/a.png", "box": [100, 80, 40, 30]},
-        {"image": "sub/a.png", "box": [200, 30, 260, 80]},
+        {"image": "sub/a.png"},
         {"image": "b.png", "box": BOX, "size": [70_000, 9]},
         {"image": "x" * 70_000, "box": BOX},
         {"image": "sub/a.png", "box": BOX},
@@ -526,3 +529,113 @@ def test_masks_without_photos_and_photos_without_masks(
     assert set(listed(out)) == {"other.gif", "black.png", "broken.png"}
     rows = table(capsys.readouterr().out)
     assert (rows["files of annotations"], rows["pictures that nothing annotates"]) == (4, 1)
+
+
+def test_two_masks_of_one_name_and_folders_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "photos/a.png")
+    picture(tmp_path / "photos/shut/b.png")
+    for suffix in ("png", "bmp"):
+        picture(tmp_path / f"masks/a.{suffix}")
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:  # root may read everything
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    reader = open_reader("masks", tmp_path / "photos", tmp_path / "masks")
+    assert list(reader.entries()) == [("a.png", "a.bmp")]
+    assert reader.faults.listed == [
+        (f"{tmp_path}/photos/shut", "a folder that cannot be read (Permission denied)"),
+        ("a.png", "another mask has the same name (a.bmp)"),
+    ]
+
+
+def test_lists_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.prepare.faults.MOST_LISTED", 4)
+    picture(tmp_path / "images/a.png")
+    good = json.dumps({"image": "a.png", "box": BOX})
+    path = put(tmp_path / "b.jsonl", "\n".join(["{}"] * 9 + [good]))
+    out = tmp_path / "out"
+    assert prepare("boxes", tmp_path / "images", out, "--annotations", path) == 0
+    assert list(listed(out).items())[-1] == ("and 5 more", "not listed") and len(listed(out)) == 5
+    assert "passed over: 9, see unreadable.txt; the first 4 of them:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("form", "annotations"),
+    [("coco", "images"), ("boxes", "images"), ("yolo", "f"), ("voc", "f"), ("masks", "f")],
+)
+def test_a_file_where_a_folder_belongs_and_the_reverse(
+    form: str, annotations: str, tmp_path: Path
+) -> None:
+    picture(tmp_path / "images/a.png")
+    put(tmp_path / "f", "")
+    with pytest.raises(ValueError, match=r"is a (file|folder); this format takes a (file|folder)"):
+        open_reader(form, tmp_path / "images", tmp_path / annotations)
+
+
+def test_shards_of_photos_that_went_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / "images" / name)
+    lines = [json.dumps({"image": f"{name}.png", "box": BOX}) for name in "abc"]
+    path = put(tmp_path / "b.jsonl", "\n".join(lines))
+    pack = training.prepare.collection.pack
+
+    def later(*arguments: Any) -> Any:
+        (tmp_path / "images/b.png").unlink(missing_ok=True)
+        return pack(*arguments)
+
+    monkeypatch.setattr(training.prepare.collection, "pack", later)
+    out = tmp_path / "out"
+    assert prepare("boxes", tmp_path / "images", out, "--annotations", path, "--shards") == 0
+    assert set(found(out)) == {"a.png", "c.png"} and set(listed(out)) == {"b.png"}
+
+
+def test_a_full_disk_is_no_fault_of_a_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / "images" / name)
+    lines = [json.dumps({"image": f"{name}.png", "box": BOX}) for name in "ab"]
+    path = put(tmp_path / "b.jsonl", "\n".join(lines))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.prepare.packing.ShardWriter.add", full)
+    out = tmp_path / "out"
+    more = ("--annotations", path, "--shards")
+    assert prepare("boxes", tmp_path / "images", out, *more) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert prepare("boxes", tmp_path / "images", out, *more) == 0 and len(found(out)) == 2
+
+
+def test_unreadable_photos_are_noted_in_memory_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = UnreadableList(tmp_path / "list.txt")
+    assert notes.note("a.png", "cut")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:3]))  # the last bytes
+    assert notes.note("b.png", "cut") and not notes.note("b.png", "cut")
+    monkeypatch.undo()
+    assert notes.note("c.png", "cut")
+    assert (tmp_path / "list.txt").read_text() == "a.png\tcut\nc.png\tcut\n"
+
+
+@pytest.mark.slow
+def test_a_worker_that_was_killed_is_a_sentence() -> None:
+    with (
+        pytest.raises(
+            ValueError, match=r"a worker process was killed, .* fewer --processes than 2"
+        ),
+        process_map(2) as run,
+    ):
+        list(run(os._exit, [9]))

@@ -186,13 +186,24 @@ def test_by_default_few_photos_give_a_fifth_and_more_at_least_eight(
 ) -> None:
     names, boxes = [f"{number}.jpg" for number in range(count)], np.array([[0, 0, 4, 4]])
     made = [PhotoBoxes(path=name, size=(8, 8), boxes=boxes, labels=[""]) for name in names]
-    piece = finish(
-        tmp_path / "piece.json", names, lambda: Piece(photos=made, guessed=[""] * count)
-    )
+    piece = finish(tmp_path / "piece.json", names, lambda: Piece(photos=made, guessed=[""] * count))
     photos = Photos([piece], tmp_path)
     found = list(photos.split(photos.limit(None), held_out=True))
     # A share is one of the hashes, which are spread as dice are: 50 and its standard deviation.
     assert len(found) == pytest.approx(held_out, abs=0 if count < 800 else 2 * 7)
+
+
+def test_pieces_of_a_mended_label_are_done_again(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", np.zeros((9, 9, 3), np.uint8))
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.5\n")
+    reader = open_reader("yolo", tmp_path)
+    job = Job(reader, PhotoFinder(tmp_path), BoxFilter(), False, tmp_path)
+    entries = list(reader.entries())
+    path, _ = examine(job, (0, entries))
+    assert Piece.load(path).boxless == ["a.png"]
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    examine(job, (0, entries))
+    assert len(Piece.load(path).photos) == 1
 
 
 def test_other_options_are_refused(
@@ -232,12 +243,13 @@ def test_broken_photos_are_counted_and_listed(
         assert main(["prepare", "boxes", *arguments, "--processes", "1"]) == 0
         assert (folder / "unreadable.txt").read_text(encoding="utf-8").splitlines() == [
             *cut,
-            "text ü.jpg\tnot a picture of a known format",
+            "text ü.jpg\tnot a picture of a known format but a text file",
             "empty.png\tempty file",
             "gone.jpg\tno such file",
         ]
         meta = BoxIndex.open(folder / "train").meta
-        reasons = ["no such file", "empty file", "not a picture of a known format"]
+        reasons = ["no such file", "empty file"]
+        reasons += ["not a picture of a known format but a text file"]
         reasons += ["truncated JPEG"] * len(cut)
         assert meta["photos left out"] == dict.fromkeys(sorted(reasons), 1)
     assert "no such file" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from pbe_model.untrusted import first_line
 from training.prepare.faults import Fault, Faults
 
 NO_FLAGS: frozenset[str] = frozenset()
@@ -100,6 +101,8 @@ class Reader(ABC):
 
     dropped_flags: ClassVar[frozenset[str]] = NO_FLAGS
     """Flags whose boxes are dropped unless one says otherwise."""
+    takes: ClassVar[str] = ""
+    """What annotates a collection: a "file", a "folder", or either."""
     states_paths: ClassVar[bool] = False
     """Whether annotations state the path of their photo, which may be that of another machine."""
 
@@ -108,9 +111,20 @@ class Reader(ABC):
             raise ValueError(f"no folder of photos at '{self.images}'; check --images")
         if not self.annotations.exists():
             raise ValueError(f"no annotations at '{self.annotations}'; check --annotations")
+        found = "folder" if self.annotations.is_dir() else "file"
+        if self.takes not in ("", found):
+            raise ValueError(
+                f"'{self.annotations}' is a {found}; this format takes a {self.takes} as "
+                "--annotations"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "faults": Faults()}
+
+    def cannot_read(self, error: OSError) -> None:
+        """Report a folder that cannot be read."""
+        where = str(error.filename)
+        self.faults.note([Fault(where, "a folder that cannot be read", first_line(error))])
 
     @property
     @abstractmethod
@@ -124,6 +138,10 @@ class Reader(ABC):
         Raises:
             ValueError: The file is not of this format at all.
         """
+
+    def source(self, entry: Any) -> str | None:
+        """The file that annotates one photo, where each has its own."""
+        return None
 
     def read(self, entry: Any) -> Annotated:
         """The boxes of one photo.

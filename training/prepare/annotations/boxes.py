@@ -20,6 +20,7 @@ class Boxes(Reader):
     A `group` stands in for a label that is not there.
     """  # noqa: E501
 
+    takes = "file"
     states_paths = True
 
     @property

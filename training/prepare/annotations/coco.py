@@ -29,6 +29,7 @@ class Coco(Reader):
     """
 
     dropped_flags = _CROWD  # one box around many objects
+    takes = "file"
     states_paths = True
 
     @property

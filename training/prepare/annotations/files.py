@@ -6,8 +6,8 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -40,7 +40,9 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(picture_suffixes()) and not name.rpartition("/")[2].startswith(".")
 
 
-def all_files(folder: Path, skipped: Path | None = None) -> Iterator[str]:
+def all_files(
+    folder: Path, skipped: Path | None = None, failed: Callable[[OSError], None] | None = None
+) -> Iterator[str]:
     """All files below a folder, relative, with forward slashes, folder by folder.
 
     Links are followed, but no folder is entered twice: they could lead around in circles.
@@ -48,9 +50,10 @@ def all_files(folder: Path, skipped: Path | None = None) -> Iterator[str]:
     Args:
         folder: Where to look.
         skipped: A folder that is not entered.
+        failed: Is told of folders that cannot be read.
     """
     entered = set()
-    for base, folders, names in os.walk(folder, followlinks=True):
+    for base, folders, names in os.walk(folder, onerror=failed, followlinks=True):
         try:
             stat = os.stat(base)
         except OSError:  # it went away
@@ -65,18 +68,20 @@ def all_files(folder: Path, skipped: Path | None = None) -> Iterator[str]:
         yield from ((inside / name).as_posix() for name in names)
 
 
-def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+def files_below(
+    folder: Path, suffixes: tuple[str, ...], failed: Callable[[OSError], None] | None = None
+) -> list[str]:
     """Files with one of the suffixes (lower case), as `all_files` gives them, sorted."""
     return sorted(
         name
-        for name in all_files(folder)
+        for name in all_files(folder, failed=failed)
         if name.lower().endswith(suffixes) and not name.rpartition("/")[2].startswith(".")
     )
 
 
-def pictures_below(folder: Path) -> list[str]:
+def pictures_below(folder: Path, failed: Callable[[OSError], None] | None = None) -> list[str]:
     """Files that are pictures by their name, as `all_files` gives them, sorted."""
-    return files_below(folder, picture_suffixes())
+    return files_below(folder, picture_suffixes(), failed)
 
 
 def read_whole(path: Path, limit: int) -> bytes:
@@ -107,8 +112,8 @@ class PhotoFinder:
         self._folder = folder
         self._by_name: dict[str, list[str]] | None = None
 
-    def __reduce__(self) -> tuple[type[PhotoFinder], tuple[Path]]:
-        return PhotoFinder, (self._folder,)  # each process lists the folder itself, if ever
+    def __reduce__(self) -> tuple[Callable[[Path], PhotoFinder], tuple[Path]]:
+        return _finder_of_process, (self._folder,)  # each lists the folder itself, once if ever
 
     def find(self, stated: str) -> tuple[str, bool]:
         """The path of a photo, relative to the folder, and whether that is beyond doubt.
@@ -152,6 +157,11 @@ class PhotoFinder:
         shorter = [n for n in named if f"/{stated}".endswith(f"/{_folded(n)}")]
         most = max((n.count("/") for n in shorter), default=0)
         return [n for n in shorter if n.count("/") == most]
+
+
+@lru_cache(maxsize=1)
+def _finder_of_process(folder: Path) -> PhotoFinder:
+    return PhotoFinder(folder)
 
 
 def _folded(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ class Masks(Reader):
         whole: One box a mask, not one a blob. Specks are dropped as any box that is too small.
     """
 
+    takes = "folder"
+
     whole: bool = False
 
     @property
@@ -36,8 +39,9 @@ class Masks(Reader):
 
     def entries(self) -> Iterator[tuple[str, str]]:
         """See `Reader`: relative paths of photo and mask; suffixes may differ."""
-        masks = {_stem(path): path for path in reversed(pictures_below(self.annotations))}
-        photos = pictures_below(self.images)
+        there = pictures_below(self.annotations, self.cannot_read)
+        masks = {_stem(path): path for path in reversed(there)}
+        photos = pictures_below(self.images, self.cannot_read)
         if self.annotations.is_relative_to(self.images) and self.annotations != self.images:
             inside = self.annotations.relative_to(self.images).as_posix() + "/"
             photos = [photo for photo in photos if not photo.startswith(inside)]
@@ -49,6 +53,13 @@ class Masks(Reader):
                 self.left_out["photos without a mask"] += 1
         alone = sorted(masks.keys() - {_stem(photo) for photo in photos})
         self.faults.note(Fault(masks[stem], "no photo for this mask") for stem in alone)
+        for mask in there:
+            if mask != (used := masks[_stem(mask)]):
+                self.faults.note([Fault(mask, "another mask has the same name", used)])
+
+    def source(self, entry: tuple[str, str]) -> str:
+        """See `Reader`."""
+        return os.path.join(self.annotations, entry[1])
 
     def read(self, entry: tuple[str, str]) -> Annotated:
         """See `Reader`; a mask may be smaller or larger than its photo, not of another shape."""

@@ -199,6 +199,10 @@ class TextTree(Reader):
         with os.scandir(self.annotations / folder) as items:
             yield from (item.name for item in items if item.name.endswith(".txt"))
 
+    def source(self, entry: str) -> str:
+        """See `Reader`."""
+        return os.path.join(self.annotations, entry)
+
     def read(self, entry: str) -> Annotated:
         """See `Reader`."""
         boxes, faults = [], []

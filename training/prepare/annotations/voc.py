@@ -28,6 +28,8 @@ _SIDES = ("xmin", "ymin", "xmax", "ymax")
 class Voc(Reader):
     """An XML a photo, objects with a `bndbox` or an outline; subfolders are those of the photos."""
 
+    takes = "folder"
+
     @property
     def looked_for(self) -> str:
         """See `Reader`."""
@@ -35,9 +37,13 @@ class Voc(Reader):
 
     def entries(self) -> Iterator[str]:
         """See `Reader`: relative paths of XML files."""
-        found = files_below(self.annotations, (".xml",))
+        found = files_below(self.annotations, (".xml",), self.cannot_read)
         self.total = len(found)
         yield from found
+
+    def source(self, entry: str) -> str:
+        """See `Reader`."""
+        return os.path.join(self.annotations, entry)
 
     def read(self, entry: str) -> Annotated:
         """See `Reader`."""

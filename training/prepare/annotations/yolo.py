@@ -29,6 +29,8 @@ class Yolo(Reader):
         layout: How lines of many numbers are read; known when `entries` has begun.
     """
 
+    takes = "folder"
+
     described: Described = field(default_factory=Described, init=False)
     layout: Layout = field(default_factory=Layout, init=False)
 
@@ -47,7 +49,7 @@ class Yolo(Reader):
 
     def entries(self) -> Iterator[str]:
         """See `Reader`: relative paths of photos."""
-        photos = pictures_below(self.images)
+        photos = pictures_below(self.images, self.cannot_read)
         self.total = len(photos)
         texts = {photo: text for photo in photos if (text := self._text(photo)) is not None}
         self.layout = self._layout(list(texts.values()))
@@ -57,6 +59,10 @@ class Yolo(Reader):
             else:
                 self.left_out["photos without annotations"] += 1
         self._note_texts_alone(set(texts.values()))
+
+    def source(self, entry: str) -> str | None:
+        """See `Reader`."""
+        return self._text(entry)
 
     def read(self, entry: str) -> Annotated:
         """See `Reader`."""
