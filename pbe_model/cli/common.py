@@ -43,29 +43,27 @@ def run(parser: Parser, argv: Sequence[str] | None, interrupted: str = "interrup
     Returns:
         The exit code, which does not depend on whether messages could be printed.
     """
-    with unfailing_output() as stdout:
-        return _run(parser, argv, interrupted, stdout)
-
-
-def _run(parser: Parser, argv: Sequence[str] | None, interrupted: str, stdout: Output) -> int:
     remedy = _MORE_MEMORY
-    try:
-        args = parser.parse_args(argv)
-        remedy = args.more_memory
-        code = args.run(args)
-        stdout.flush()
-        if args.is_text and stdout.full is not None:
-            raise ValueError(f"could not print all of the output: {stdout.full}; make room for it")
-        return code
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: {interrupted}", file=sys.stderr)
-        return 130
-    except Exception as error:
-        said = sentence(error, remedy)
-        if said is None:
-            raise
-        print(f"{parser.prog}: {said}", file=sys.stderr)
-        return 2
+    with unfailing_output() as stdout:
+        try:
+            args = parser.parse_args(argv)
+            remedy = args.more_memory
+            code = args.run(args)
+            stdout.flush()
+            if args.is_text and stdout.full is not None:
+                raise ValueError(
+                    f"could not print all of the output: {stdout.full}; make room for it"
+                )
+            return code
+        except KeyboardInterrupt:
+            print(f"{parser.prog}: {interrupted}", file=sys.stderr)
+            return 130
+        except Exception as error:
+            said = sentence(error, remedy)
+            if said is None:
+                raise
+            print(f"{parser.prog}: {said}", file=sys.stderr)
+            return 2
 
 
 def sentence(error: Exception, more_memory: str = _MORE_MEMORY) -> str | None:

@@ -138,7 +138,7 @@ def test_other_frozen_weights_are_refused_or_named(
     assert said in "".join(capsys.readouterr())
 
 
-def test_the_loss_is_two_calls_of_the_loop_below_the_command(
+def test_the_loss_is_at_most_five_calls_below_the_command(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever debugs a loss reads its stack; frames of torch and accelerate do not count."""
@@ -153,9 +153,7 @@ def test_the_loss_is_two_calls_of_the_loop_below_the_command(
 
     monkeypatch.setattr(FirstStageLoss, "forward", watched)
     assert main(["train", str(tmp_path / "run.toml")]) == 0
-    (stack,) = stacks  # above: what all commands share
-    assert stack[-3:] == ["cli.py", "loop.py", "loop.py"]
-    assert {*stack[:-3]} == {"cli.py", "common.py"}
+    assert stacks == [["cli.py", "common.py", "cli.py", "loop.py", "loop.py"]]
 
 
 class Reads(TorchFunctionMode):
