@@ -3,7 +3,8 @@
     python .github/release_notes.py v1.2.3
 
 Prints the version's section. The tag has to be the version in pyproject.toml, and the section must
-be there. Standard library of Python 3.11 only. What is wrong is one sentence on standard error, exit code 2.
+be there.
+Standard library of Python 3.11 only. What is wrong is one sentence on standard error, exit code 2.
 """
 
 import re

@@ -27,7 +27,7 @@ def check_writable(path: Path, *, folder: bool = False) -> None:
         if not parent.is_dir():
             raise ValueError(f"cannot write {name}: there is no folder {parent}; create it")
         with suppress(FileNotFoundError):  # an error of names that the system does not take
-            os.lstat(_part(path))
+            os.lstat(_part(path) if path.name else path)  # "." and "/" have none
         if folder and path.exists() and not path.is_dir():
             raise ValueError(f"cannot make the folder {name}: it is a file; choose another name")
         if not folder and path.is_dir():

@@ -4,23 +4,20 @@ Of the formats that Pillow knows, only those are tried that its own code decodes
 counted before they take memory. But a few bytes can cost hours or gigabytes in ways that the number
 of pixels does not show: a JPEG may go through its pixels in any number of scans of thirty bytes
 each, and the entries of a TIFF may all point to the same bytes, which decoders copy once for each.
-
-What a file says beside its pixels (texts, resolutions, a date) never costs the picture.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import io
 import os
 import re
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -54,17 +51,11 @@ DECODER_ERRORS = (
 """What Pillow's decoders were seen to raise on damaged files."""
 
 JPEG_START = b"\xff\xd8"
-PNG_START = b"\x89PNG\r\n\x1a\n"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_Result = TypeVar("_Result")
 _SCAN_START = re.compile(b"\xff\xda")
 _MOST_SCANS = 1000  # encoders make ten, or some dozens
 _MOST_WORK = 2**31  # pixels times scans of a JPEG: a second or two
-_CHUNK = struct.Struct(">I4s")
-_AVIF_EXIF = re.compile(rb"(infe\x02.{3}.{4})Exif", re.DOTALL)  # entry of an item, of version 2
-_MOST_CHUNKS = 2**17  # of a PNG; encoders make one of some kilobytes
-_MOST_PROFILE = 2**20  # bytes of a colour profile in a PNG, as in Pillow
 _TURNS = range(2, 9)  # EXIF orientations other than upright
 _BIG_TIFF = 43
 _MOST_ENTRIES = 2**16  # of a TIFF directory; more are not read
@@ -160,85 +151,6 @@ def orientation(picture: Image.Image) -> int:
     except DECODER_ERRORS:
         return 1
     return turn if isinstance(turn, int) and turn in _TURNS else 1
-
-
-def read_leniently(file: BinaryIO, read: Callable[[BinaryIO], _Result]) -> _Result:
-    """`read(file)`; again without what stands beside the pixels if that fails for a PNG or an AVIF.
-
-    Raises:
-        Exception: As `read`.
-    """
-    try:
-        return read(file)
-    except DECODER_ERRORS:
-        essential = essential_png(file) or _avif_without_exif(file)
-        if essential is None:
-            raise
-        return read(essential)
-
-
-def essential_png(file: BinaryIO) -> BinaryIO | None:
-    """A PNG without the chunks that one may leave out; None where there are none, or it is no PNG.
-
-    A profile and EXIF stay where they are sound. Pillow refuses a picture for a fault of any chunk.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    start = file.read(len(PNG_START))
-    if start != PNG_START or size > MAX_BYTES:
-        return None
-    kept, dropped = [start], False
-    for _ in range(_MOST_CHUNKS):
-        header = file.read(_CHUNK.size)
-        if len(header) < _CHUNK.size:
-            break
-        length, kind = _CHUNK.unpack(header)
-        if not kind.isalpha():
-            break
-        if _may_be_essential(kind):
-            chunk = header + file.read(length + 4)
-            if _is_essential(kind, chunk):
-                kept.append(chunk)
-                continue
-        else:
-            file.seek(length + 4, os.SEEK_CUR)
-        dropped = True
-    return io.BytesIO(b"".join(kept)) if dropped else None
-
-
-def _avif_without_exif(file: BinaryIO) -> BinaryIO | None:
-    """An AVIF whose EXIF is of an unknown kind, so that nobody looks at it; None for other files.
-
-    The turns of an AVIF stand elsewhere.
-    """
-    if file.seek(0, os.SEEK_END) > MAX_BYTES:
-        return None
-    file.seek(0)
-    if file.read(12)[4:8] != b"ftyp":
-        return None
-    file.seek(0)
-    content, changes = _AVIF_EXIF.subn(rb"\1skip", file.read())
-    return io.BytesIO(content) if changes else None
-
-
-def _may_be_essential(kind: bytes) -> bool:
-    return kind[:1].isupper() or kind in (b"tRNS", b"iCCP", b"eXIf")
-
-
-def _is_essential(kind: bytes, chunk: bytes) -> bool:
-    if kind not in (b"iCCP", b"eXIf"):
-        return True
-    if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
-        return False
-    if kind == b"eXIf":
-        return True
-    packed = chunk[_CHUNK.size : -4].partition(b"\0")[2]
-    unpacking = zlib.decompressobj()
-    try:
-        unpacking.decompress(packed[1:], _MOST_PROFILE)
-    except zlib.error:
-        return False
-    return packed[:1] == b"\0" and unpacking.eof
 
 
 class _Pieces:

@@ -31,8 +31,8 @@ from .picture_headers import (
     check_jpeg_scans,
     open_picture,
     orientation,
-    read_leniently,
 )
+from .side_information import read_leniently
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

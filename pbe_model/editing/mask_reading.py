@@ -83,13 +83,14 @@ def _brightness(colour: Tensor) -> Tensor:
 
 def _largest(alpha: Tensor) -> float:
     """The largest opacity that is not that of a few stray pixels: some others come near it."""
-    levels = (alpha[alpha > 0] * 255).round().to(torch.int64)
-    counts = torch.bincount(levels.clamp(0, 255), minlength=256).cpu()
+    opacities = alpha[alpha > 0]
+    levels = (opacities * 255).round().clamp(0, 255).to(torch.int64)
+    counts = torch.bincount(levels, minlength=256).cpu()
     enough = min(len(levels), 1 + len(levels) // 200)
     at_least = counts.flip(0).cumsum(0).flip(0).tolist()  # as opaque as each level, or more
     for level in range(255, 0, -1):
         if counts[level] and at_least[int(0.9 * level)] >= enough:
-            return float(alpha[alpha < (level + 0.5) / 255].max())
+            return float(opacities[levels <= level].max())
     return 0.0
 
 

@@ -70,6 +70,7 @@ FLOORS = (
     {"model"},
     {"editing", "checkpoints"},
     {"picture_headers", "colour_profiles"},
+    {"side_information"},
     {"pictures"},
     {"image_io"},
     {"scenes"},

@@ -204,6 +204,19 @@ def test_what_is_sound_beside_the_pixels_still_counts() -> None:
     assert close(decode_picture(io.BytesIO(faulty)).colour, expected, 2.5)
 
 
+@pytest.mark.parametrize(
+    "nonsense", [b"XXXX", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff"]
+)
+def test_nonsense_exif_of_an_avif(nonsense: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "camera"
+    whole = encoded(RGB, "AVIF", exif=exif.tobytes())
+    at = max(whole.find(b"MM\0*"), whole.find(b"II*\0"))
+    faulty = whole[:at] + nonsense + whole[at + len(nonsense) :]
+    assert at > 0
+    assert (decode_picture(io.BytesIO(faulty)).colour == decoded("RGB AVIF").colour).all()
+
+
 def test_faults_of_the_pixels_are_still_faults(tmp_path) -> None:
     path = tmp_path / "a.png"
     for data in (

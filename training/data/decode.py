@@ -33,9 +33,9 @@ from pbe_model.picture_headers import (
     open_picture,
     orientation,
     pixel_limit,
-    read_leniently,
 )
 from pbe_model.pictures import decode_picture, quiet_decoders
+from pbe_model.side_information import read_leniently
 from pbe_model.untrusted import first_line, open_regular, read_bytes
 
 JPEG_END = b"\xff\xd9"

@@ -16,10 +16,10 @@ def in_time() -> Iterator[None]:
     """A reader that waits for a pipe, or for a bomb, fails instead of hanging."""
 
     def late(*_: object) -> None:
-        raise AssertionError("it took longer than 5 seconds")
+        raise AssertionError("it took longer than 30 seconds")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(5)
+    signal.alarm(30)  # of a machine that does other work too
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

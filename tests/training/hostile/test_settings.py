@@ -42,7 +42,7 @@ from .files import (
         ("batch_size = 1_000_000_000", "batch_size = 1000000000 is wrong"),
         ("accumulate = 1_000_000_000", "accumulate = 1000000000 is wrong"),
         ("steps = 100_000_000", "steps = 100000000 is wrong"),
-        ("seed = 4294967296", "seed = 4294967296 is wrong"),
+        ("seed = 18446744073709551616", "seed = 18446744073709551616 is wrong"),
         ("threads = 1000000", "threads = 1000000 is wrong"),
         ("lora.rank = 1000000000", "lora.rank = 1000000000 is wrong"),
         ("optim.lr = nan", "optim.lr = nan is wrong"),
@@ -87,7 +87,7 @@ def test_configurations_of_runs(
 
 def test_defaults_are_within_the_limits() -> None:
     RunConfig.model_validate(RunConfig().model_dump())
-    RunConfig(steps=10**8 - 1, batch_size=2**16, seed=2**32 - 1)
+    RunConfig(steps=10**8 - 1, batch_size=2**16, seed=2**64 - 1)
 
 
 # ---- through the commands ----------------------------------------------------------------------
