@@ -66,6 +66,11 @@ def load_trainable(module: nn.Module, saved: Mapping[str, Tensor], source: objec
         parameter.copy_(saved[name])
 
 
+def folder_of(run: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return run / "checkpoints"
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in `folder`, oldest first."""
     return sorted(p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
@@ -96,7 +101,7 @@ def write(path: Path, values: Any) -> None:
         os.replace(part, path)
     except RuntimeError as error:  # how torch's writer reports a write that failed
         reason = str(error).partition("\n")[0]
-        raise OSError(f"{path} could not be written ({reason})") from error
+        raise OSError(f"no room for {path.name}, or the disk fails ({reason})") from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)

@@ -51,7 +51,8 @@ def _parser() -> Parser:
     command.add_argument(
         "overrides", nargs=argparse.REMAINDER,
         help="settings of the file, such as --steps 100 --optim.lr 1e-4; CONFIG --help lists them; "
-        "with --dry-run the settings and their plan are printed and nothing is trained",
+        "with --dry-run the settings and their plan are printed, what a start needs is checked, "
+        "and nothing is trained",
     )  # fmt: skip
 
     command = add_command(commands, "plan", _plan, "estimate what a run will take", is_text=True)
@@ -99,14 +100,23 @@ def _parser() -> Parser:
         is_text=True,
     )
     add = command.add_argument
-    add("set", choices=["demo"], help="the bundled model's picture set")
-    add("--data", required=True, type=Path, metavar="DIR", help="made by `prepare demo`")
+    add(
+        "set", choices=["demo", "photos"],
+        help="the bundled model's picture set, or photos of one's own that were held out",
+    )  # fmt: skip
+    add("--data", required=True, type=Path, metavar="DIR", help="made by `prepare`")
     add("--checkpoint", type=Path, metavar="FILE", help="[the bundled model]")
     add(
-        "--split", default="val", metavar="NAME",
-        help="folder in DIR with the pairs, such as seen for objects of the training [%(default)s]",
+        "--split", "--index", default="val", metavar="NAME",
+        help="folder in DIR with the pairs, such as seen for objects of the demo's training, or "
+        "the index of the photos [%(default)s]",
     )  # fmt: skip
-    add("--pairs", type=positive, default=256, metavar="N", help="[%(default)s]")
+    add(
+        "--pairs",
+        type=positive,
+        metavar="N",
+        help="[256; of photos 64, or all where there are fewer]",
+    )
     add("--steps", type=positive, default=20, metavar="N", help="sampling steps [%(default)s]")
     add("--batch", type=positive, default=16, metavar="N", help="edits at once [%(default)s]")
     add("--seed", type=seed, default=0, metavar="K", help="[%(default)s]")
@@ -142,8 +152,11 @@ def _train(args: argparse.Namespace) -> int:
     config = load_config(args.config, [word for word in args.overrides if word != DRY_RUN])
     if DRY_RUN in args.overrides:
         from training.planning.report import describe
+        from training.preflight import check_start
 
-        print(describe(config))
+        print(describe(config), flush=True)
+        for notice in check_start(config):
+            print(f"# {notice}")
     else:
         from training.loop import Trainer
 
@@ -161,6 +174,7 @@ def _plan(args: argparse.Namespace) -> int:
     args, overrides = options.parse_known_args(args.overrides, args)
     plan = make_plan(
         load_config(args.config, overrides),
+        measured=True,
         gpus=args.gpus,
         kinds=args.kind,
         mfu=args.mfu,
@@ -196,17 +210,18 @@ def _export(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from pbe_model import PaintByExample
     from pbe_model.image_io import write_image
-    from training.evaluation.evaluate import evaluate_demo
+    from training.evaluation.evaluate import evaluate_demo, evaluate_photos
     from training.evaluation.table import format_table
 
     if args.out:
         check_makeable(args.out)
     model = PaintByExample.from_checkpoint(args.checkpoint, device=usable_device(args.device))
-    evaluation = evaluate_demo(
+    evaluate, usual = (evaluate_demo, 256) if args.set == "demo" else (evaluate_photos, 64)
+    evaluation = evaluate(
         args.data,
         model,
         split=args.split,
-        pairs=args.pairs,
+        pairs=args.pairs or usual,
         steps=args.steps,
         seed=args.seed,
         batch=args.batch,

@@ -158,8 +158,9 @@ class LogConfig(_Strict):
 
     every: int = Field(default=20, ge=1)
     """Steps between figures; each is the mean since the last."""
-    sample_every: int = Field(default=500, ge=1)
-    """Steps between validation loss and sample grid."""
+    sample_every: int | None = Field(default=None, ge=1)
+    """Steps between validation loss and sample grid, which step 0 and the last one have as well; by
+    default a fifth of the run, and at most 500."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Beside log.jsonl, which is always written."""
 
@@ -220,6 +221,11 @@ class RunConfig(_Strict):
             raise ValueError("lora.rank is for the diffusion stage; set it to 0")
         return self
 
+    @property
+    def sample_every(self) -> int:
+        """Steps between validation loss and sample grid, as set or by default."""
+        return self.log.sample_every or max(1, min(500, self.steps // 5))
+
 
 def bundled_configs() -> list[str]:
     """Names of the configurations that come with the package."""
@@ -235,7 +241,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises:
         ValueError: No such file, not TOML, unknown or invalid entries.
-        SystemExit: Code 2, after naming the override that is wrong.
+        SystemExit: Code 2, after naming the override whose value is wrong.
     """
     values, path = _read(name)
     try:
@@ -244,10 +250,21 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
         raise ValueError(f"{path}: {one_sentence(error)}") from error
     if not overrides:
         return config
+    _check_names(overrides)
     try:
         return tyro.cli(RunConfig, default=config, args=list(overrides), prog="pbe-train train")
     except ValidationError as error:
         raise ValueError(one_sentence(error)) from error
+
+
+def _check_names(overrides: Sequence[str]) -> None:
+    """Raise `ValueError` for a flag that is no entry, with the one it most likely stands for."""
+    for word in overrides:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name not in (*_entries(), "help"):
+            group, dot, last = name.rpartition(".")
+            if group + dot + last.removeprefix("no_") not in _entries():
+                raise ValueError(f"unknown entry '{shown(word)}'; {_hint(name, '--')}")
 
 
 def _read(name: str, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Path]:
@@ -306,24 +323,17 @@ def to_toml(config: RunConfig) -> str:
 def changed_settings(
     before: dict[str, Any], after: dict[str, Any]
 ) -> dict[str, tuple[object, object]]:
-    """Entries of two dumped configurations that differ and change what is trained.
+    """Entries of two dumped configurations that differ, except for the folder of the run itself.
 
     Returns:
-        (before, after) by dotted name; without the entries that only say where, how long, how
-        often or over how many processes.
+        (before, after) by dotted name.
     """
     old, new = _flat(before), _flat(after)
     return {
         name: (old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not name.startswith(_HARMLESS)
+        if old.get(name) != new.get(name) and name != "out"
     }
-
-
-_HARMLESS = (
-    "out", "init", "steps", "accumulate", "threads", "data.root", "data.index", "data.workers",
-    "gradient_checkpointing", "compile", "cuda_graphs", "checkpoint.", "log.", "ema.snapshot_every",
-)  # fmt: skip
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, object]:
@@ -336,14 +346,63 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, object]:
     return flat
 
 
+_SYNONYMS = {
+    "learning_rate": "optim.lr",
+    "optimizer": "optim.name",
+    "weight_decay": "optim.weight_decay",
+    "warmup": "optim.warmup_steps",
+    "scheduler": "optim.decay",
+    "grad_clip": "optim.clip",
+    "max_grad_norm": "optim.clip",
+    "batch": "batch_size",
+    "train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulate",
+    "mixed_precision": "precision",
+    "epochs": "steps",
+    "num_epochs": "steps",
+    "max_steps": "steps",
+    "max_train_steps": "steps",
+    "output_dir": "out",
+    "checkpoint_path": "init",
+    "pretrained": "init",
+    "resume": "out",
+    "num_workers": "data.workers",
+    "image_size": "model",
+    "resolution": "model",
+    "save_steps": "checkpoint.every",
+    "save_every": "checkpoint.every",
+    "log_every": "log.every",
+    "val_every": "log.sample_every",
+}
+"""What other trainers call these entries."""
+
+
+def _entries() -> list[str]:
+    """Dotted names of all entries, those included that are empty tables by default."""
+    return [*_flat(RunConfig().model_dump()), "optim.options"]
+
+
+def _hint(name: str, prefix: str = "") -> str:
+    """What to do about an unknown name: the entry that it most likely stands for, if any."""
+    last = name.rpartition(".")[2].replace("-", "_")
+    meant = _SYNONYMS.get(last)
+    if meant is None:  # the right name in another group, or nearly the right one
+        entries = _entries()
+        same = [entry for entry in entries if entry.rpartition(".")[2] == last]
+        near = same or get_close_matches(name, entries, n=1)
+        near = near or [_SYNONYMS[other] for other in get_close_matches(last, _SYNONYMS, n=1)]
+        meant = next(iter(near), None)
+    return (
+        f"did you mean '{prefix}{meant}'?" if meant else "pbe-train train CONFIG --help lists them"
+    )
+
+
 def one_sentence(error: ValidationError) -> str:
     """The first thing that is wrong with a configuration."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = shown(".".join(str(part) for part in first["loc"]))
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        near = get_close_matches(where, _flat(RunConfig().model_dump()), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "pbe-train train CONFIG --help lists them"
-        return f"unknown entry '{where}'; {hint}"
+        return f"unknown entry '{where}'; {_hint(where)}"
     message = first_line(ValueError(first["msg"].removeprefix("Value error, ")))
     found = first["input"]
     found = f"'{shown(found)}'" if isinstance(found, str) else shown(found)

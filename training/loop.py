@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -25,17 +25,25 @@ from accelerate.utils import set_seed
 from torch import Tensor, distributed, nn
 from torch.utils.data import Dataset
 
+from pbe_model.atomic import replacing
 from pbe_model.editing.denoise import SEEDS
+from pbe_model.untrusted import first_line
 from training import checkpoints
-from training.config import RunConfig, changed_settings
-from training.data.dataset import StatelessBatchSampler, data_loader
+from training.config import RunConfig
+from training.data.dataset import StatelessBatchSampler
+from training.data.loader import load_batches
+from training.lock import RunLock, check_free
 from training.optim.ema import EMA, classic, power_function, save_snapshot
 from training.optim.gradients import clipping_optimizer
 from training.optim.optimizer import build_optimizer, learning_rate, restore
+from training.picture_grid import Pictures
 from training.planning.hardware import peak_flops
 from training.planning.report import flops_per_sample
+from training.resuming import check_saved
 from training.runlog import BINS, RunLog, Window
+from training.signals import stop_signals
 from training.stages import graphs
+from training.stages.latents import LatentBank
 
 
 class Stage(Protocol):
@@ -62,8 +70,18 @@ class Stage(Protocol):
         """Figures on held-out samples; the same draws at every call."""
         ...
 
-    def pictures(self) -> tuple[Tensor, int]:
-        """Pictures `(N, 3, H, W)` in [-1, 1] for the sample grid, and its number of columns."""
+    def pictures(self) -> Pictures:
+        """What the sample grid shows; the same draws at every call."""
+        ...
+
+    @property
+    def bank(self) -> LatentBank | None:
+        """Latents that are encoded before the first update."""
+        ...
+
+    @property
+    def data_digest(self) -> str:
+        """Hash of the photos and boxes that it trains on."""
         ...
 
 
@@ -88,15 +106,23 @@ class _Update:
     skipped: int
     stop: bool
     """Whether any process was asked to stop."""
+    failed: bool
+    """Whether any process had no samples for this update, which then counts for nothing."""
 
 
 class _Batches:
     """Micro-batches of one process, forever, on its device.
 
+    When there are no more it repeats the last one, because the other processes of a run wait for
+    its gradients, and says so in `failure`: then all end together, after a checkpoint.
+
     Args:
         loaded: What the loader yields.
         stage: Makes batches of it.
         accelerator: Knows the run's precision.
+
+    Attributes:
+        failure: Why there are no more.
     """
 
     def __init__(
@@ -105,22 +131,40 @@ class _Batches:
         self.loaded = loaded
         self.stage = stage
         self.accelerator = accelerator
+        self.failure: ValueError | None = None
         self._ready: tuple[dict[str, Tensor], int] | None = None
+        self._last: tuple[dict[str, Tensor], int] | None = None
 
     def take(self) -> tuple[dict[str, Tensor], int]:
-        """The next batch, and how many photos of it could not be read."""
+        """The next batch, and how many photos of it could not be read.
+
+        Raises:
+            ValueError: There has never been a batch.
+        """
         self.prepare()
-        ready, self._ready = self._ready, None
-        assert ready is not None
-        return ready
+        assert self._ready is not None
+        self._last, self._ready = self._ready, None
+        return self._last
 
     def prepare(self) -> None:
         """Queue the work of the next batch, so that a device has it while the CPU waits."""
-        if self._ready is None:
-            loaded = next(self.loaded)
-            with self.accelerator.autocast():
-                batch = self.stage.batch(loaded)
-            self._ready = batch, int(loaded["skipped"].sum())  # the loader's are on the CPU
+        if self._ready is not None:
+            return
+        if self.failure is None:
+            try:
+                self._ready = self._next()
+                return
+            except ValueError as error:
+                if self._last is None:
+                    raise
+                self.failure = error
+        self._ready = self._last
+
+    def _next(self) -> tuple[dict[str, Tensor], int]:
+        loaded = next(self.loaded)
+        with self.accelerator.autocast():
+            batch = self.stage.batch(loaded)
+        return batch, int(loaded["skipped"].sum())  # the loader's are on the CPU
 
 
 def train(config: RunConfig) -> nn.Module:
@@ -156,6 +200,9 @@ class Trainer:
             )
         if config.cuda_graphs:
             graphs.check(config, self.accelerator.device, self.accelerator.num_processes)
+        main = self.accelerator.is_main_process
+        if main:
+            check_free(config.out)  # before the model takes the memory that another run needs
         self.graph: graphs.Graph | None = None
         set_seed(config.seed % 2**32)  # NumPy's own generator, which nothing here draws from
         torch.manual_seed(config.seed)
@@ -170,6 +217,7 @@ class Trainer:
         self.step = self.samples = self.skipped = self.bad_steps = 0
         self.window = Window()
         self.validation: dict[str, float] = {}
+        self.lock = RunLock(config.out) if main else None
         self.notices = self._resume(optimizer)
         # Never the loader or the schedule: accelerate would advance them once per process.
         self.module, self.prepared_optimizer = self.accelerator.prepare(
@@ -183,24 +231,27 @@ class Trainer:
     def run(self) -> nn.Module:
         """Make the updates that are missing.
 
-        SIGTERM and Ctrl-C save and stop; the process then ends with code 143 or 130.
+        SIGTERM, Ctrl-C and SIGHUP save and stop; the process then ends with code 143, 130 or 129.
 
         Returns:
             The trained loss module, with averaged weights where the run keeps the classic average.
 
         Raises:
-            ValueError: Losses that are not finite; unreadable data; a last checkpoint that could
-                not be written.
+            ValueError: Losses that are not finite; no photo left or a dead worker, after a
+                checkpoint; a last checkpoint that could not be written.
         """
         config = self.config
         with self._open_log() as log, stop_signals() as signals:
             if self.accelerator.is_main_process:
-                (config.out / "config.json").write_text(
-                    config.model_dump_json(indent=2), encoding="utf-8"
-                )
+                with replacing(config.out / "config.json") as part:
+                    part.write_text(config.model_dump_json(indent=2), encoding="utf-8")
             for notice in self.notices:
                 log.say(notice)
             self.prepared_optimizer.train()
+            self._encode_latents(log, signals)
+            if self.step == 0:
+                with self._eval_weights():
+                    self._validate(log)
             batches = self._batches()
             ahead = config.data.source == "composites"  # else it would take memory at official size
             saved = True
@@ -216,7 +267,11 @@ class Trainer:
                 grad_norm = self.optimizer.clip(config.optim.clip)
                 if ahead and self.step + 1 < config.steps:
                     batches.prepare()
-                update = self._reduce(micro_batches, grad_norm, stop=bool(signals))
+                update = self._reduce(
+                    micro_batches, grad_norm, stop=bool(signals), failed=batches.failure is not None
+                )
+                if update.failed:
+                    self._end_without_samples(log, batches.failure)
                 self._step_if_finite(update)
 
                 self.step += 1
@@ -227,7 +282,7 @@ class Trainer:
 
                 last = self.step == config.steps
                 logs = last or self.step % config.log.every == 0
-                validates = last or self.step % config.log.sample_every == 0
+                validates = last or (self.step % config.sample_every == 0 and not update.stop)
                 saves = last or update.stop or self.step % config.checkpoint.every == 0
                 if logs:
                     self._log_figures(log, rate)
@@ -243,16 +298,67 @@ class Trainer:
                     self.accelerator.wait_for_everyone()
                     self._start_clock()
                 if update.stop and not last:
-                    self._exit(log, signals, saved)
+                    self._exit(log, signals, "saved" if saved else "not saved")
             if not saved:
                 raise ValueError(
                     f"the last checkpoint could not be written to {config.out}; free some space "
                     "and run the same command again: it resumes from the newest checkpoint"
                 )
+            self._say_what_is_next(log)
         if "classic" in self.averages:
             self.averages["classic"].swap(self.stage.module)
         self.accelerator.end_training()
+        if self.lock:
+            self.lock.release()
         return self.stage.module
+
+    # ---- before the first update, and after the last ------------------------------------------
+
+    def _encode_latents(self, log: RunLog, signals: list[int]) -> None:
+        """Fill the bank of latents, where the run has one; processes share the work."""
+        bank, rank = self.stage.bank, self.accelerator.process_index
+        if bank is None:
+            return
+        processes = self.accelerator.num_processes
+        rows = bank.missing(range(self.samples, self._last_sample))
+        with log.aside("encoding latents", rows) as going:
+            for number, row in enumerate(going):
+                if number % processes == rank:
+                    bank.row(row)
+                # Often enough for a signal, and for the processes not to wait long for each other.
+                if number % (16 * processes) == 0 and self._any(bool(signals)):
+                    self._exit(log, signals, "what is encoded is kept")
+        self._any(False)  # all have written what they encoded
+        bank.refresh()
+
+    @property
+    def _last_sample(self) -> int:
+        """Where in the numbers of samples the run ends."""
+        return self.samples + (self.config.steps - self.step) * self.config.batch_size
+
+    def _any(self, mine: bool) -> bool:
+        """Whether this is so in any process."""
+        flag = torch.tensor(float(mine), device=self.accelerator.device)
+        found = self.accelerator.reduce(flag, "sum")
+        assert isinstance(found, Tensor)
+        return found.item() > 0
+
+    def _say_what_is_next(self, log: RunLog) -> None:
+        """The end of a run: what there is, and the commands to use it."""
+        config, model = self.config, "model.safetensors"
+        log.say(f"finished: {self.step} steps; pictures are in {config.out / 'samples'}")
+        if config.stage == "first_stage":
+            log.say(
+                "next: "
+                + shlex.join(["pbe-train", "export", f"{config.out}", f"{config.out / model}"])
+            )
+            return
+        log.say("next: " + shlex.join(["pbe-train", "export", f"{config.out}", model]))
+        given = ["--data", f"{config.data.root}", "--index", config.data.val_index]
+        log.say(
+            "      "
+            + shlex.join(["pbe-train", "evaluate", "photos", *given, "--checkpoint", model])
+        )
 
     # ---- an update ----------------------------------------------------------------------------
 
@@ -264,13 +370,13 @@ class Trainer:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        loader = data_loader(
+        loaded = load_batches(
             self.stage.dataset,
             sampler,
             num_workers=self.config.data.workers,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        return _Batches(iter(loader), self.stage, self.accelerator)
+        return _Batches(loaded, self.stage, self.accelerator)
 
     def _forward_and_backward(self, batches: _Batches) -> _MicroBatches:
         """Accumulate the gradients of one update; its figures stay on the device."""
@@ -304,7 +410,9 @@ class Trainer:
                 figures[name] = figures.get(name, 0) + value.detach() / parts
         return _MicroBatches(figures=figures, bins=bins, skipped=skipped)
 
-    def _reduce(self, local: _MicroBatches, grad_norm: Tensor, *, stop: bool) -> _Update:
+    def _reduce(
+        self, local: _MicroBatches, grad_norm: Tensor, *, stop: bool, failed: bool
+    ) -> _Update:
         """Add up over processes, and bring to the CPU, all that an update has to tell.
 
         It goes as one tensor, because reading from the device waits until the device is done: this
@@ -313,7 +421,7 @@ class Trainer:
         device, processes = self.accelerator.device, self.accelerator.num_processes
         named = {**local.figures, "grad_norm": grad_norm}
         # Filled in on the device: a copy from the CPU would wait as well.
-        counts = [torch.full((), float(n), device=device) for n in (local.skipped, stop)]
+        counts = [torch.full((), float(n), device=device) for n in (local.skipped, stop, failed)]
         packed = torch.stack([*(value.float() for value in named.values()), *counts])
         reduced = self.accelerator.reduce(torch.cat([packed, local.bins.flatten()]), "sum")
         assert isinstance(reduced, Tensor)
@@ -322,6 +430,7 @@ class Trainer:
             figures={name: next(numbers) / processes for name in named},
             skipped=int(next(numbers)),
             stop=next(numbers) > 0,
+            failed=next(numbers) > 0,
             bins=([next(numbers) for _ in range(BINS)], list(numbers)),
         )
 
@@ -380,7 +489,8 @@ class Trainer:
         if self.peak_flops:
             flops = flops_per_sample(self.config) * speed / self.accelerator.num_processes
             figures["mfu"] = flops / self.peak_flops
-        log.figures(self.step, figures)
+        left = self._last_sample - self.samples
+        log.figures(self.step, figures, seconds_left=left / speed)
         self.window = Window()
 
     @contextmanager
@@ -398,10 +508,13 @@ class Trainer:
         module.eval()
         if ema:
             ema.swap(module)
-        with _uncompiled() if self.config.compile else nullcontext():
-            self.validation = self.stage.validate()
-            log.figures(self.step, self.validation)
-            log.grid(self.step, *self.stage.pictures())
+        try:
+            with _uncompiled() if self.config.compile else nullcontext():
+                self.validation = self.stage.validate()
+                log.figures(self.step, self.validation)
+                log.grid(self.step, self.stage.pictures())
+        except ValueError as error:  # its photos are gone; those of the training may be there
+            log.say(f"no validation at step {self.step}: {first_line(error)}")
         if ema:
             ema.swap(module)
         module.train()
@@ -410,7 +523,7 @@ class Trainer:
 
     @property
     def _folder(self) -> Path:
-        return self.config.out / "checkpoints"
+        return checkpoints.folder_of(self.config.out)
 
     def _save(self, log: RunLog) -> bool:
         """Write a checkpoint; whether it worked. A run without space goes on to the next one."""
@@ -446,6 +559,7 @@ class Trainer:
             "window": self.window.state(),
             "figures": self.validation,
             "config": self.config.model_dump(mode="json"),
+            "data": self.stage.data_digest,
         }
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -458,20 +572,10 @@ class Trainer:
         self._check_same_step(saved["step"] if saved else 0)
         if saved is None:
             return []
-        if missing := [name for name in checkpoints.ENTRIES if name not in saved]:
-            raise ValueError(
-                f"the newest checkpoint in {self._folder} lacks {', '.join(missing)}, so it is not "
-                "the checkpoint of a run; choose another out"
-            )
+        notices = check_saved(saved, self.config, self.stage.data_digest)
         checkpoints.load_trainable(self.stage.module, saved["module"], self._folder)
         self.step, self.samples = saved["step"], saved["samples"]
         self.window, self.validation = Window(saved["window"]), saved["figures"]
-        name = saved["config"]["optim"]["name"]
-        if name != self.config.optim.name:
-            raise ValueError(
-                f"{self._folder} was made with optim.name {name}, not {self.config.optim.name}; "
-                "set it back, or choose another out"
-            )
         restore(optimizer, saved["optimizer"], self.config.optim)
         for name, ema in self.averages.items():
             if name in saved["ema"]:
@@ -479,46 +583,7 @@ class Trainer:
         scaler = self.accelerator.scaler
         if scaler and saved["scaler"]:
             scaler.load_state_dict(saved["scaler"])
-        notices = self._frozen_weights_notices(saved["config"])
-        changed = changed_settings(saved["config"], self.config.model_dump(mode="json"))
-        if changed:
-            notices.append(
-                f"resuming from step {self.step} with changed settings: "
-                + ", ".join(f"{n} {old!r} -> {new!r}" for n, (old, new) in changed.items())
-            )
         return notices
-
-    def _frozen_weights_notices(self, before: Mapping[str, Any]) -> list[str]:
-        """What to say of changed settings that say where the frozen weights come from.
-
-        Checkpoints hold only what is trained, and it fits only the frozen weights that it was
-        trained with. Another `init_parts` always changes those. A tower's path may have changed
-        because its file has moved, which only the user can tell.
-
-        Args:
-            before: The configuration in the checkpoint.
-
-        Raises:
-            ValueError: Another `init_parts`.
-        """
-        config = self.config
-        if config.stage == "first_stage":  # starts from nothing, and all of it is trained
-            return []
-        parts = before.get("init_parts")
-        if parts is not None and set(parts) != set(config.init_parts):
-            raise ValueError(
-                f"{self._folder} was made with init_parts {list(parts)}, not "
-                f"{list(config.init_parts)}, and its weights fit only the frozen ones of then; set "
-                "init_parts back, or choose another out"
-            )
-        tower, frozen = config.init_tower, not config.train_tower or config.lora.rank
-        old, new = before.get("init_tower"), None if tower is None else str(tower)
-        if old == new or not frozen:
-            return []
-        return [
-            f"init_tower was {old} and is now {new}: the image tower is frozen and not in the "
-            "checkpoints, so make sure that its weights are still the same"
-        ]
 
     def _check_same_step(self, step: int) -> None:
         """Raise `ValueError` unless all processes found the same checkpoint."""
@@ -531,11 +596,19 @@ class Trainer:
                 "set out to a folder on a file system that all nodes share"
             )
 
-    def _exit(self, log: RunLog, signals: list[int], saved: bool) -> None:
+    def _end_without_samples(self, log: RunLog, failure: ValueError | None) -> NoReturn:
+        """Save, and raise `ValueError` in all processes when one of them has no more samples."""
+        self.optimizer.zero_grad()
+        with self._eval_weights():
+            saved = "saved" if self._save(log) else "not saved"
+        self._any(False)  # the checkpoint is there before torchrun ends the other processes
+        reason = first_line(failure) if failure else "another process has no more samples"
+        raise ValueError(f"{reason}; stopped at step {self.step}, {saved}") from failure
+
+    def _exit(self, log: RunLog, signals: list[int], state: str) -> NoReturn:
         """End the process after a signal; the exit code says which."""
         number = signals[0] if signals else signal.SIGTERM  # another process may have got it
-        done = "saved" if saved else "not saved"
-        log.say(f"stopped at step {self.step}, {done}; the same command resumes from there")
+        log.say(f"stopped at step {self.step}, {state}; the same command resumes from there")
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
@@ -546,27 +619,6 @@ def _uncompiled() -> AbstractContextManager[None]:
     if hasattr(torch.compiler, "set_stance"):
         return torch.compiler.set_stance("force_eager")
     return nullcontext()  # before torch 2.6
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and the first Ctrl-C instead of dying of them; a second Ctrl-C interrupts."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may handle signals
-        return
-
-    def catch(number: int, _: object) -> None:
-        if number == signal.SIGINT and signal.SIGINT in caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _join_processes() -> None:

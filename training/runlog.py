@@ -1,21 +1,23 @@
-"""A run's log: progress bar with ETA, JSONL, TensorBoard or other trackers, sample grids."""
+"""A run's log: figures as JSON lines, sample grids, and the same for trackers and the terminal."""
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
-import torch
 from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
 
 from pbe_model.atomic import replacing
-from pbe_model.untrusted import numbered_lines, parse_json
+from pbe_model.untrusted import first_line, numbered_lines, parse_json
+from training.appending import Appending
+from training.picture_grid import Pictures, picture_grid
+from training.progress import Progress
+from training.trackers import open_trackers
+
+_Item = TypeVar("_Item")
 
 BINS = 10
 """Number of ranges of timesteps whose losses are logged separately."""
@@ -58,61 +60,10 @@ class Window:
         return {"sums": self.sums, "updates": self.updates, "bins": self.bins}
 
 
-class Tracker(Protocol):
-    """Somewhere that figures and pictures are shown."""
-
-    def figures(self, step: int, values: Mapping[str, float]) -> None: ...
-    def picture(self, step: int, name: str, pixels: Tensor) -> None: ...
-    def close(self) -> None: ...
-
-
-class TensorBoard:
-    """Event files in the run's folder; those after update `start` are hidden."""
-
-    def __init__(self, folder: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
-
-    def figures(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def picture(self, step: int, name: str, pixels: Tensor) -> None:
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class Online:
-    """wandb, or trackio, which has the same interface; a resumed run continues the same record."""
-
-    def __init__(self, name: str, folder: Path, config: Mapping[str, Any]) -> None:
-        try:
-            self._library: Any = importlib.import_module(name)
-        except ImportError as error:
-            raise ValueError(
-                f"log.trackers lists {name}, which is not installed; run pip install {name}, or "
-                "remove it from the list"
-            ) from error
-        extra = {"dir": str(folder), "id": folder.name} if name == "wandb" else {}
-        self._run = self._library.init(
-            project="paint-by-example", name=folder.name, config=config, resume="allow", **extra
-        )
-
-    def figures(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def picture(self, step: int, name: str, pixels: Tensor) -> None:
-        self._run.log({name: self._library.Image(pixels.numpy())}, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
 class RunLog:
     """Writes figures and pictures of a run to its folder and its trackers.
+
+    Once it is open, what cannot be written is said once and costs itself, never the run.
 
     Args:
         folder: The run's folder.
@@ -121,6 +72,9 @@ class RunLog:
         trackers: Names of trackers, besides the JSONL file.
         config: The run's settings, for trackers that show them.
         active: `False` writes nothing, for all processes but one.
+
+    Raises:
+        ValueError: The log cannot be opened, or a tracker is not installed.
     """
 
     def __init__(
@@ -137,17 +91,19 @@ class RunLog:
         self.active = active
         if not active:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
-        _truncate(path, start)
-        self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._trackers: list[Tracker] = [
-            TensorBoard(folder, start)
-            if name == "tensorboard"
-            else Online(name, folder, config or {})
-            for name in trackers
-        ]
-        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _truncate(path, start)
+            self._lines = Appending(path)
+            self._trackers = open_trackers(trackers, folder, start, config or {})
+        except OSError as error:
+            raise ValueError(
+                f"cannot write the log of the run to {folder}: {error.strerror}; free some space, "
+                "check its permissions, or choose another out"
+            ) from error
+        self._failing: set[str] = set()
+        self._progress = Progress(total, start)
 
     def __enter__(self) -> RunLog:
         return self
@@ -158,56 +114,101 @@ class RunLog:
     def advance(self) -> None:
         """Count one update."""
         if self.active:
-            self._bar.update()
+            self._progress.advance()
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self.active:
-            self._bar.write(text)
+            self._progress.say(text)
 
-    def figures(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers of an update."""
+    def aside(self, name: str, items: Sequence[_Item]) -> AbstractContextManager[Iterator[_Item]]:
+        """Go through what is done before the first update, and show how far it is."""
+        return self._progress.aside(name, items) if self.active else nullcontext(iter(items))
+
+    def figures(
+        self, step: int, values: Mapping[str, float], seconds_left: float | None = None
+    ) -> None:
+        """Log numbers of an update.
+
+        Args:
+            step: Updates made.
+            values: By name.
+            seconds_left: Shown beside them; `None` if unknown.
+        """
         if not self.active:
             return
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
-        for tracker in self._trackers:
-            tracker.figures(step, values)
-        shown = ("loss", "val_eps_mse", "val_psnr", "images_per_second")
-        self._bar.set_postfix({n: f"{values[n]:.4g}" for n in shown if n in values})
+        with self.forgiving("log.jsonl"):
+            self._lines.add((json.dumps({"step": step, **values}) + "\n").encode())
+        for name, tracker in self._trackers.items():
+            with self.forgiving(f"the figures for {name}"):
+                tracker.figures(step, values)
+        self._progress.figures(step, values, seconds_left)
 
-    def grid(self, step: int, images: Tensor, columns: int) -> None:
-        """Log pictures `(N, 3, H, W)` in [-1, 1] as one grid."""
+    def grid(self, step: int, pictures: Pictures) -> None:
+        """Log pictures as one grid."""
         if not self.active:
             return
-        picture = image_grid(images, columns)
-        (self.folder / "samples").mkdir(exist_ok=True)
-        Image.fromarray(picture.numpy()).save(self.folder / "samples" / f"step-{step:08d}.png")
-        for tracker in self._trackers:
-            tracker.picture(step, "samples", picture)
+        grid = picture_grid(pictures)
+        with self.forgiving("the sample pictures"):
+            (self.folder / "samples").mkdir(exist_ok=True)
+            with replacing(self.folder / "samples" / f"step-{step:08d}.png") as part:
+                Image.fromarray(grid.numpy()).save(part, "PNG")
+        for name, tracker in self._trackers.items():
+            with self.forgiving(f"the pictures for {name}"):
+                tracker.picture(step, "samples", grid)
+
+    @contextmanager
+    def forgiving(self, what: str) -> Iterator[None]:
+        """Say once that something cannot be written, and once that it can be again.
+
+        Args:
+            what: Names it in the sentence.
+        """
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if what not in self._failing:
+                self._failing.add(what)
+                self.say(f"could not write {what}: {first_line(error)}; the run goes on without")
+        else:
+            if what in self._failing:
+                self._failing.remove(what)
+                self.say(f"{what} can be written again")
 
     def close(self) -> None:
         """Flush and close the files."""
-        if self.active:
-            self._bar.close()
+        if not self.active:
+            return
+        with self.forgiving("log.jsonl"):
             self._lines.close()
-            for tracker in self._trackers:
+        for name, tracker in self._trackers.items():
+            with self.forgiving(f"the figures for {name}"):
                 tracker.close()
+        self._progress.close()
 
 
 def _truncate(path: Path, start: int) -> None:
     """Drop lines of updates after `start`, and one that a killed process left unfinished.
 
     Raises:
-        ValueError: The file exists and cannot be a log.
+        ValueError: The file exists and cannot be a log, or cannot be written.
     """
     if not path.exists():
         return
-    with replacing(path) as part, part.open("wb") as kept:
-        for _, line in numbered_lines(path, errors="surrogateescape"):
-            with suppress(ValueError):
-                if _step(line) <= start:
-                    kept.write(f"{line}\n".encode("utf-8", "surrogateescape"))
+    lines = [line for _, line in numbered_lines(path, errors="surrogateescape")]
+    kept = "".join(f"{line}\n" for line in lines if _stays(line, start))
+    data = kept.encode("utf-8", "surrogateescape")
+    if data == path.read_bytes():  # which takes no room on the disk
+        return
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+def _stays(line: str, start: int) -> bool:
+    try:
+        return start > 0 and _step(line) <= start  # a run that starts over logs step 0 again
+    except ValueError:
+        return False
 
 
 def _step(line: str) -> int:
@@ -215,17 +216,3 @@ def _step(line: str) -> int:
     if isinstance(values, dict) and isinstance(step := values.get("step"), int):
         return step
     raise ValueError("it is not a line of a log")
-
-
-def image_grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
-    """Lay out `(N, 3, H, W)` in [-1, 1] in rows: uint8 `(H', W', 3)` on white."""
-    count, _, height, width = images.shape
-    rows = -(-count // columns)
-    canvas = torch.full(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=torch.uint8
-    )
-    pixels = ((images.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    for i, image in enumerate(pixels):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        canvas[top : top + height, left : left + width] = image.permute(1, 2, 0)
-    return canvas

@@ -6,14 +6,17 @@ As a script it is the real `pbe-train`, with the small model under the name `tin
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import resource
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -152,6 +155,7 @@ def start(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # a group that tests may signal
         )
         for _ in range(nodes)
     ]
@@ -200,8 +204,14 @@ def digest(out: Path) -> str:
 def _main() -> int:
     """The command, with the small model; the environment says what happens on the way.
 
-    `AT=n` and `SIGNAL=number`: after update n this process, or under torchrun that of rank `RANK`
-    of `WHOM`, sends itself the signal; with `ONCE=file` only if that file is not there yet.
+    `AT=n`: after update n, in this process or under torchrun in that of rank `WHOM`; with
+    `ONCE=file` only if that file is not there yet:
+
+    * `SIGNAL=number` is sent, to this process or to what `TO` says: its `group`, its `parent`, or
+      the first `worker` that makes samples for it.
+    * `REMOVE=pattern` of files, which go.
+    * `FILL=file` takes all room that is left on its disk, and gives it back two updates later.
+
     `LARGEST=bytes`: no file may grow beyond, as on a disk that is full.
     """
     from training import loop
@@ -211,22 +221,32 @@ def _main() -> int:
     torch.set_num_threads(1)
     CONFIGS["tiny"] = SMALL
     ask = os.environ.get
-    at, number, once = int(ask("AT", 0)), int(ask("SIGNAL", 9)), ask("ONCE")
+    at, once = int(ask("AT", 0)), ask("ONCE")
     if largest := int(ask("LARGEST", 0)):
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     advance = RunLog.advance
     updates = itertools.count(1)
 
-    def advance_or_signal(log: RunLog) -> None:
+    def advance_and_more(log: RunLog) -> None:
         advance(log)
-        if next(updates) == at and ask("RANK", "0") == ask("WHOM", "0"):
-            if once and Path(once).exists():
-                return
-            if once:
-                Path(once).touch()
-            os.kill(os.getpid(), number)
+        number = next(updates)
+        if ask("FILL") and number == at + 2:
+            Path(os.environ["FILL"]).unlink()
+        if number != at or ask("RANK", "0") != ask("WHOM", "0"):
+            return
+        if once and Path(once).exists():
+            return
+        if once:
+            Path(once).touch()
+        if fill := ask("FILL"):
+            _fill(Path(fill))
+        if pattern := ask("REMOVE"):
+            for name in glob.glob(pattern):
+                os.unlink(name)
+        if ask("SIGNAL"):
+            _send(int(os.environ["SIGNAL"]), ask("TO"))
 
-    RunLog.advance = advance_or_signal
+    RunLog.advance = advance_and_more
 
     class Announced(loop.Accelerator):
         def __init__(self, **options) -> None:
@@ -235,6 +255,23 @@ def _main() -> int:
 
     loop.Accelerator = Announced
     return main()
+
+
+def _send(number: int, to: str | None) -> None:
+    if to == "group":
+        os.killpg(0, number)
+    elif to == "parent":
+        os.kill(os.getppid(), number)
+    elif to == "worker":
+        os.kill(min(child.pid or 0 for child in multiprocessing.active_children()), number)
+    else:
+        os.kill(os.getpid(), number)
+
+
+def _fill(path: Path) -> None:
+    with suppress(OSError), open(path, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 if __name__ == "__main__":

@@ -57,26 +57,43 @@ def test_dumped_configuration_reads_as_itself(tmp_path: Path) -> None:
         assert load_config(write(tmp_path / "all.toml", to_toml(config))) == config
 
 
-def test_changed_settings_are_those_that_change_what_is_trained() -> None:
+def test_changed_settings_are_all_but_the_folder() -> None:
     before = RunConfig()
     after = before.model_copy(
         update={
             "steps": 7,
-            "accumulate": 4,
+            "out": Path("moved"),
             "batch_size": 8,
             "optim": before.optim.model_copy(update={"lr": 0.5}),
-            "data": before.data.model_copy(update={"workers": 9}),
+            "data": before.data.model_copy(update={"root": Path("other")}),
         }
     )
     found = changed_settings(before.model_dump(mode="json"), after.model_dump(mode="json"))
-    assert found == {"batch_size": (256, 8), "optim.lr": (1e-5, 0.5)}
+    assert found == {
+        "batch_size": (256, 8),
+        "data.root": ("data/demo", "other"),
+        "optim.lr": (1e-5, 0.5),
+        "steps": (100_000, 7),
+    }
+
+
+@pytest.mark.parametrize(("steps", "every"), [(3, 1), (350, 70), (100_000, 500)])
+def test_pictures_come_as_often_as_fits_the_run(steps: int, every: int) -> None:
+    assert RunConfig(steps=steps).sample_every == every
+    assert RunConfig.model_validate({"steps": steps, "log": {"sample_every": 9}}).sample_every == 9
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("stepz = 7", "unknown entry 'stepz'; did you mean 'steps'"),
-        ("[optim]\nlearning_rate = 1", "unknown entry 'optim.learning_rate'"),
+        ("[optim]\nlearning_rate = 1", "'optim.learning_rate'; did you mean 'optim.lr'"),
+        ("learning_rate = 1", "'learning_rate'; did you mean 'optim.lr'"),
+        ("lr = 1", "'lr'; did you mean 'optim.lr'"),
+        ("epochs = 1", "'epochs'; did you mean 'steps'"),
+        ("batch = 1", "'batch'; did you mean 'batch_size'"),
+        ("[data]\nrecolor = 1", "'data.recolor'; did you mean 'data.recolour"),
+        ("zzzzz = 1", "'zzzzz'; pbe-train train CONFIG --help lists them"),
         ("[data.exemplar]\nflop = 1", "unknown entry .*; did you mean 'data.exemplar.flip'"),
         ("[data.exemplar]\nflip = 'x'", "data.exemplar.flip = 'x' is wrong"),
         ("[data.exemplar]\nflip = 2", "data.exemplar.flip = 2 is wrong"),
@@ -101,11 +118,20 @@ def test_unknown_name_is_refused_with_the_known_ones() -> None:
         load_config("nothing")
 
 
-def test_unknown_override_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        load_config("demo", ["--stepz", "9"])
-    assert stop.value.code == 2
-    assert "--stepz" in "".join(capsys.readouterr())
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("--stepz", "--steps"), ("--learning-rate", "--optim.lr"), ("--batch=4", "--batch_size")],
+)
+def test_an_unknown_override_is_named_with_the_one_that_is_meant(word: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown entry '{word}'; did you mean '{meant}'"):
+        load_config("demo", [word, "9"])
+
+
+def test_entries_are_overridden_in_every_spelling() -> None:
+    words = ["--no-train-tower", "--optim.options", "eps", "1e-6", "--data.geometry-variants=3"]
+    config = load_config("demo", [*words, "--data.exemplar.antialias", "--batch_size", "2"])
+    assert not config.train_tower and config.data.exemplar.antialias
+    assert (config.data.geometry_variants, config.batch_size) == (3, 2)
 
 
 @pytest.mark.parametrize("name", ["steps", "data.exemplar.flip", "data.recolour.probability"])

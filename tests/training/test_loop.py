@@ -32,7 +32,8 @@ def test_a_run_goes_on_where_it_stopped(photos: Path, tmp_path: Path) -> None:
     # The window of the figures lives on too, but that a run's last step closes it.
     assert [entry["step"] for entry in logged(whole.out)] == [3, 6]
     assert logged(whole.out)[-1] == logged(parts.out)[-1]
-    assert len(list((whole.out / "samples").iterdir())) == 1
+    pictures = [path.name for path in (whole.out / "samples").iterdir()]
+    assert sorted(pictures) == ["step-00000000.png", "step-00000006.png"]
 
 
 def test_an_optimizer_of_another_package_that_trains_with_other_weights(
@@ -137,7 +138,7 @@ def test_other_frozen_weights_are_refused_or_named(
     assert said in "".join(capsys.readouterr())
 
 
-def test_the_loss_is_at_most_five_calls_below_the_command(
+def test_the_loss_is_two_calls_of_the_loop_below_the_command(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever debugs a loss reads its stack; frames of torch and accelerate do not count."""
@@ -152,7 +153,9 @@ def test_the_loss_is_at_most_five_calls_below_the_command(
 
     monkeypatch.setattr(FirstStageLoss, "forward", watched)
     assert main(["train", str(tmp_path / "run.toml")]) == 0
-    assert stacks == [["cli.py", "common.py", "cli.py", "loop.py", "loop.py"]]
+    (stack,) = stacks  # above: what all commands share
+    assert stack[-3:] == ["cli.py", "loop.py", "loop.py"]
+    assert {*stack[:-3]} == {"cli.py", "common.py"}
 
 
 class Reads(TorchFunctionMode):
@@ -181,7 +184,7 @@ def test_an_update_reads_from_the_device_once(
     def update() -> None:
         found = trainer._forward_and_backward(batches)
         norm = trainer.optimizer.clip(config.optim.clip)
-        trainer._step_if_finite(trainer._reduce(found, norm, stop=False))
+        trainer._step_if_finite(trainer._reduce(found, norm, stop=False, failed=False))
 
     update()  # the first one fills the tables of the noise schedule, on the CPU
     with Reads() as reads:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import torch
 
 from training import checkpoints as state
 from training.config import RunConfig
+from training.lock import RunLock
 from training.loop import train
 
 from .runs import changed, digest, logged, newest, run_config, start
@@ -128,17 +133,151 @@ def test_torchrun_starts_again_after_a_killed_rank(
     assert digest(hit.out) == digest(two_processes)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_saves_first(photos: Path, tmp_path: Path, number: signal.Signals) -> None:
-    config = run_config(photos, tmp_path / "run", steps=50)
-    done = start(config, AT=3, SIGNAL=int(number))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_asked_to_stop_with_all_its_processes_it_saves_first(
+    photos: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """As by a scheduler or a terminal, which tell the processes that make samples as well."""
+    config = run_config(photos, tmp_path / "run", steps=50, **{"data.workers": 2})
+    done = start(config, AT=3, SIGNAL=int(number), TO="group")
     assert done.returncode == 128 + number
     assert "Traceback" not in done.stderr
-    assert "stopped at step 4, saved; the same command resumes from there" in (
-        done.stdout + done.stderr
-    )
+    assert "stopped at step 4, saved; the same command resumes from there" in done.stdout
     assert newest(config.out)["step"] == 4
     assert logged(config.out)[-1]["step"] == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_torchrun_asked_to_stop_lets_the_run_save(
+    photos: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """It passes the signal on to all processes that its own have started."""
+    config = run_config(photos, tmp_path / "run", steps=500, **{"data.workers": 1})
+    done = start(config, processes=2, AT=3, SIGNAL=int(number), TO="parent")
+    assert done.returncode != 0
+    (said,) = re.findall(r"stopped at step (\d+), saved", done.stdout)
+    assert newest(config.out)["step"] == int(said) >= 4
+    assert "DataLoader" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_dead_worker_ends_the_run_after_a_checkpoint(
+    photos: Path, tmp_path: Path, processes: int
+) -> None:
+    config = run_config(photos, tmp_path / "run", steps=50, **{"data.workers": 1})
+    done = start(config, processes=processes, AT=3, SIGNAL=9, TO="worker")
+    if processes == 1:
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+    step = newest(config.out)["step"]
+    assert 3 <= step <= 6  # what it had made in advance
+    assert re.search(
+        rf"a process that makes samples has died, .*; stopped at step {step}, saved", done.stderr
+    )
+    assert logged(config.out)[-1]["step"] == step
+
+
+def test_photos_that_vanish_are_replaced_and_counted(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "data")
+    gone = tmp_path / "data/*/[0-5].png"
+    config = run_config(tmp_path / "data", tmp_path / "run", steps=12, **{"data.workers": 1})
+    done = start(config, AT=2, REMOVE=gone)
+    assert done.returncode == 0, done.stderr
+    assert logged(config.out)[-1]["skipped_photos"] > 4
+    listed = (config.out / "unreadable.txt").read_text().splitlines()
+    assert "train/0.png\tNo such file or directory" in listed
+
+
+@pytest.mark.parametrize(
+    ("variants", "workers", "processes"),
+    [(None, 1, 1), (None, 0, 1), (2, 0, 1), (None, 1, 2)],
+    ids=["worker", "alone", "latent-bank", "two-processes"],
+)
+def test_without_any_photo_left_the_run_ends_after_a_checkpoint(
+    photos: Path,
+    tmp_path: Path,
+    first_stage: Path,
+    variants: int | None,
+    workers: int,
+    processes: int,
+) -> None:
+    shutil.copytree(photos, tmp_path / "data")
+    config = run_config(
+        tmp_path / "data",
+        tmp_path / "run",
+        first_stage,
+        steps=60,
+        **{"data.workers": workers, "data.geometry_variants": variants, "log.sample_every": 5},
+    )
+    done = start(config, processes=processes, AT=2, REMOVE=tmp_path / "data/*/*.png")
+    step = newest(config.out)["step"]
+    assert 2 <= step < 10
+    assert re.search(
+        rf"10 photos in a row cannot be read, .*; stopped at step {step}, saved", done.stderr
+    )
+    if processes == 1:
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_one_trainer_at_a_time_in_a_folder(photos: Path, tmp_path: Path) -> None:
+    config = run_config(photos, tmp_path / "run", steps=5, **{"data.workers": 2})
+    held = RunLock(config.out)
+    done = start(config)
+    assert done.returncode == 2 and not (config.out / "checkpoints").exists()
+    assert done.stderr.count("\n") == 1 and f"process {os.getpid()} on " in done.stderr
+    assert f"{config.out} is in use by another training" in done.stderr
+    held.release()
+    assert start(config, AT=2, SIGNAL=9).returncode == -signal.SIGKILL
+    done = start(config)  # at once: the dead one's workers may still be there
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can only be made by root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint(
+    photos: Path, small_disk: Path, tmp_path: Path, first_stage: Path
+) -> None:
+    """Log, pictures, TensorBoard and the list of unreadable photos as well; all is said once."""
+    shutil.copytree(photos, tmp_path / "data")
+    config = run_config(
+        tmp_path / "data",
+        small_disk / "run",
+        first_stage,
+        steps=8,
+        **{"checkpoint.every": 1, "log.sample_every": 1, "log.trackers": ["tensorboard"]},
+    )
+    fill, gone = small_disk / "filler", tmp_path / "data/train/3.png"
+    done = start(config, AT=3, FILL=fill, REMOVE=gone)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert "could not write the checkpoint of step 3" in done.stdout
+    what = "the sample pictures"  # lines of the log may still fit into its last block
+    assert done.stdout.count(f"could not write {what}: ") == 1
+    assert done.stdout.count(f"{what} can be written again") == 1
+    assert [entry["step"] for entry in logged(config.out)] == list(range(1, 9))
+    assert newest(config.out)["step"] == 8
+
+
+def test_a_bank_of_latents_that_has_no_room_is_refused(
+    photos: Path, small_disk: Path, first_stage: Path
+) -> None:
+    many = {"data.geometry_variants": 8000, "log.trackers": []}
+    config = run_config(photos, small_disk / "run", first_stage, **many)
+    done = start(config)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert re.search(
+        r"the latents of 80,000 crops take 0.0922 GB, which .* has no room", done.stderr
+    )
+    assert [path.name for path in (config.out / "latents").iterdir()] == []
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(photos: Path, tmp_path: Path) -> None:

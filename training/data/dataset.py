@@ -17,10 +17,9 @@ from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from pbe_model.editing.checks import check_whole
 from pbe_model.editing.denoise import SEEDS
@@ -375,26 +374,3 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def _channels_first(images: torch.Tensor) -> torch.Tensor:
     return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-
-
-def data_loader(
-    dataset: Dataset[dict[str, Any]],
-    batch_sampler: StatelessBatchSampler,
-    *,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-) -> DataLoader[dict[str, torch.Tensor]]:
-    """Endless loader of collated batches; the number of workers does not change what it yields."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batch_sampler,
-        num_workers=num_workers,
-        collate_fn=collate,
-        worker_init_fn=_one_thread,
-        pin_memory=pin_memory,
-    )
-
-
-def _one_thread(worker: int) -> None:
-    """Let workers share the cores instead of each starting a thread on every core."""
-    cv2.setNumThreads(0)

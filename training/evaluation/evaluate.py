@@ -11,7 +11,8 @@ one that is painted), how near to what the photo really shows there, how large t
 outline, and how sharp the box is. Likeness and nearness to the photo rise also with what is copied
 of the exemplar's background, the step does not.
 
-`evaluate_demo` makes the whole table from files, `evaluate_pairs` one row of it in memory.
+`evaluate_demo` makes the whole table from files, `evaluate_pairs` one row of it in memory, and
+`evaluate_photos` the table of photos of one's own.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from pbe_model.editing.denoise import (
     initial_noise,
     paint_crops,
 )
-from training.evaluation.pairs import SPLIT, Pair, draw_candidates, load_pairs
+from training.evaluation.pairs import CANDIDATES, SPLIT, Pair, draw_candidates, load_pairs
+from training.evaluation.photos import load_photos
 from training.evaluation.table import TRUTH, Evaluation, Row, Scores
 
 SIMILARITY = 3.0
@@ -98,18 +100,75 @@ def evaluate_demo(
     """
     if pairs < 1:
         raise ValueError(f"pairs is {pairs}; give at least 1")
-    found = load_pairs(root, pairs, split)
-    shown = [_given(pair) for pair in found[:_SHOWN]]
+    settings = Settings(steps=steps, sampler=sampler, seed=seed, batch=batch)
+    return _evaluate(model, load_pairs(root, pairs, split), split, settings, CANDIDATES)
+
+
+def evaluate_photos(
+    root: Path,
+    model: PaintByExample,
+    *,
+    split: str = SPLIT,
+    pairs: int = 64,
+    steps: int = 20,
+    sampler: str = "dpmpp_2m",
+    seed: int = 0,
+    batch: int = 16,
+) -> Evaluation:
+    """Paint boxes of photos of one's own again, each with its own content as the exemplar.
+
+    What is in the box is thus the truth, though not a hard question: the exemplar shows it in the
+    same pose. Photos stand for groups of objects; with fewer than nine of them the retrieval is
+    among fewer exemplars, and with one photo there is no control.
+
+    Args:
+        root: Folder that `pbe-train prepare` made.
+        model: What is measured.
+        split: The index in it, of photos that the model was not trained on.
+        pairs: The most boxes; of every photo one, then of every photo another.
+        steps: Sampling steps.
+        sampler: One of `pbe_model.sampling.samplers.SAMPLERS`.
+        seed: Decides candidates and noise.
+        batch: Boxes painted at once; does not change what is drawn.
+
+    Raises:
+        ValueError: No such index, no photo that can be read, bad settings.
+    """
+    found = load_photos(root, split, pairs)
+    others = len({pair.group for pair in found}) - 1
+    settings = Settings(steps=steps, sampler=sampler, seed=seed, batch=batch)
+    return _evaluate(model, found, split, settings, min(CANDIDATES, others))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How boxes are painted and compared: see `evaluate_demo`."""
+
+    steps: int
+    sampler: str
+    seed: int
+    batch: int
+
+
+def _evaluate(
+    model: PaintByExample, pairs: Sequence[Pair], split: str, settings: Settings, candidates: int
+) -> Evaluation:
+    shown = [_given(pair) for pair in pairs[:_SHOWN]]
 
     def show(name: str, number: int, picture: Tensor) -> None:
         if number < len(shown):
             shown[number].append((name, picture))
 
-    rows = score_pairs(
-        model, found, PAINTINGS, steps=steps, sampler=sampler, seed=seed, batch=batch, show=show
-    )
+    paintings = [painting for painting in PAINTINGS if candidates or not painting.shuffled]
+    rows = score_pairs(model, pairs, paintings, **vars(settings), show=show, candidates=candidates)
     return Evaluation(
-        rows=rows, split=split, steps=steps, sampler=sampler, seed=seed, grid=sheet(shown)
+        rows=rows,
+        split=split,
+        steps=settings.steps,
+        sampler=settings.sampler,
+        seed=settings.seed,
+        candidates=max(1, candidates),
+        grid=sheet(shown),
     )
 
 
@@ -160,6 +219,7 @@ def score_pairs(
     seed: int,
     batch: int,
     show: Callable[[str, int, Tensor], None] | None = None,
+    candidates: int = CANDIDATES,
 ) -> list[Row]:
     """Paint all pairs in several ways and measure the boxes.
 
@@ -174,6 +234,7 @@ def score_pairs(
         seed: Decides candidates and noise.
         batch: Pairs painted at once; does not change what is drawn.
         show: Called with the row's name, the pair's number and the result, as they are painted.
+        candidates: Among how many exemplars each is to be told; 0 compares it with none.
 
     Returns:
         A row for each painting and one for the true photos.
@@ -185,8 +246,10 @@ def score_pairs(
         raise ValueError(f"batch is {batch}; give at least 1")
     check_whole("seed", seed, 0, SEEDS - 1)
     groups = [pair.group for pair in pairs]
-    draws = [draw_candidates(groups, number, seed) for number in range(len(pairs))]
-    scores = Scores(pairs, [candidates for candidates, _ in draws])
+    draws = [([number], number) for number in range(len(pairs))]
+    if candidates:
+        draws = [draw_candidates(groups, n, seed, candidates) for n in range(len(pairs))]
+    scores = Scores(pairs, [drawn for drawn, _ in draws])
     shuffled = [other for _, other in draws]
 
     total = len(pairs) * len(paintings)

@@ -109,30 +109,33 @@ def _pixels(file: Path) -> int:
     return width * height
 
 
-def draw_candidates(groups: Sequence[str], number: int, seed: int) -> tuple[list[int], int]:
+def draw_candidates(
+    groups: Sequence[str], number: int, seed: int, count: int = CANDIDATES
+) -> tuple[list[int], int]:
     """Whom the exemplar of a pair is compared with, drawn for that pair alone.
 
     Args:
         groups: The group of every pair.
         number: Which pair to draw for.
         seed: Key of the draw.
+        count: Candidates, the pair itself among them.
 
     Returns:
-        The pair's own number and one each of seven other groups, then one of yet another group,
-        whose exemplar the control paints.
+        The pair's own number and one each of `count` - 1 other groups, then one of yet another
+        group, whose exemplar the control paints.
 
     Raises:
         ValueError: There are not that many groups.
     """
     others = sorted(set(groups) - {groups[number]})
-    if len(others) < CANDIDATES:
+    if len(others) < count:
         raise ValueError(
             f"the pairs show {len(others) + 1} groups of objects, but the comparison needs "
-            f"{CANDIDATES + 1}; evaluate more pairs"
+            f"{count + 1}; evaluate more pairs"
         )
     rng = keyed_rng(seed, number, Stream.CANDIDATES)
     *drawn, shuffled = (
         int(rng.choice([i for i, group in enumerate(groups) if group == name]))
-        for name in rng.choice(others, CANDIDATES, replace=False)
+        for name in rng.choice(others, count, replace=False)
     )
     return [number, *drawn], shuffled

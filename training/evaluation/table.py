@@ -20,7 +20,7 @@ from training.evaluation.measures import (
     psnr,
     wilson,
 )
-from training.evaluation.pairs import CANDIDATES, Pair
+from training.evaluation.pairs import Pair
 
 TRUTH = "the photo itself"
 
@@ -93,6 +93,7 @@ class Evaluation:
         steps: Sampling steps.
         sampler: Name of the sampler.
         seed: Decided candidates and noise.
+        candidates: Among how many exemplars each box was to be told.
         grid: Photo, hole, exemplar and results of the first pairs, `(H, W, 3)` in [0, 1].
     """
 
@@ -101,6 +102,7 @@ class Evaluation:
     steps: int
     sampler: str
     seed: int
+    candidates: int
     grid: Tensor
 
     def to_json(self) -> str:
@@ -111,7 +113,7 @@ class Evaluation:
             for row in self.rows
         ]  # fmt: skip
         settings = {"split": self.split, "steps": self.steps, "sampler": self.sampler,
-                    "seed": self.seed, "chance": 1 / CANDIDATES}  # fmt: skip
+                    "seed": self.seed, "chance": 1 / self.candidates}  # fmt: skip
         return json.dumps({**settings, "rows": rows}, indent=2)
 
 
@@ -195,9 +197,9 @@ def format_table(evaluation: Evaluation) -> str:
     rows = evaluation.rows
     width = max(len(row.name) for row in rows)
     lines = [
-        f"Top-1 retrieval of the exemplar among {CANDIDATES}, {rows[0].pairs} pairs of "
+        f"Top-1 retrieval of the exemplar among {evaluation.candidates}, {rows[0].pairs} pairs of "
         f"{evaluation.split}, {evaluation.steps} steps of {evaluation.sampler} "
-        f"(chance {1 / CANDIDATES:.1%})",
+        f"(chance {1 / evaluation.candidates:.1%})",
         f"{'painted':<{width}}  top-1   95 % interval    in grey  likeness   psnr  seam  sharpness"
         "  error outside",
     ]

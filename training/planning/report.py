@@ -1,14 +1,15 @@
 """What a run will take: parameters, FLOPs, memory by micro-batch, hours on cards of a kind.
 
 All of it is counted on the run's own training step (`training.planning.counting`), except what one
-has to assume: the share of their peak rate that the cards reach, and their price.
+has to assume: the share of their peak rate that the cards reach, and their price. This machine's
+CPU is measured.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from training.config import DataConfig, LossConfig, OptimConfig, RunConfig, to_t
 from training.optim.optimizer import build_optimizer
 from training.planning.counting import ENCODING, StepCount, count_flops, count_step
 from training.planning.hardware import KINDS
+from training.planning.measuring import CpuRate, cpu_rate
+from training.progress import duration
 
 GIB = 2**30
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -45,6 +48,7 @@ class Plan:
         checkpointed: The same step with gradient checkpointing.
         encoding: FLOPs per sample that a bank of latents would save; 0 if the run has one.
         optimizer_bytes: Bytes of optimizer state per trained parameter.
+        cpu: What this machine's CPU reaches; `None` where it was not measured.
     """
 
     config: RunConfig
@@ -57,6 +61,7 @@ class Plan:
     checkpointed: StepCount
     encoding: float
     optimizer_bytes: float
+    cpu: CpuRate | None = None
 
     @property
     def step(self) -> StepCount:
@@ -128,7 +133,13 @@ class Plan:
             "mfu": self.mfu,
             "hours": hours,
             "price": {kind: self._cost(value) for kind, value in hours.items()},
+            "this_cpu": self.cpu
+            and {**asdict(self.cpu), "hours": self.samples * self._seconds_on(self.cpu) / 3600},
         }
+
+    def _seconds_on(self, cpu: CpuRate) -> float:
+        """Of a sample."""
+        return self.step.total_flops / cpu.flops
 
     @property
     def _recomputed(self) -> float:
@@ -212,6 +223,18 @@ class Plan:
             f"{self.config.steps} steps of {self.config.batch_size} = {self.samples / 1e6:.4g} M "
             f"samples, at {self.mfu:.0%} of the cards' peak rate (--mfu)",
             *_table(rows),
+            *self._cpu_lines(),
+        ]
+
+    def _cpu_lines(self) -> list[str]:
+        if self.cpu is None:
+            return []
+        seconds = self._seconds_on(self.cpu)
+        how = "measured on this step" if self.cpu.own else "an estimate, from a small model's step"
+        return [
+            f"This machine's CPU, {self.cpu.threads} threads and nothing else to do: "
+            f"{self.cpu.flops / 1e9:.3g} GFLOP/s",
+            f"({how}), {1 / seconds:.3g} images/s, {duration(self.samples * seconds)}",
         ]
 
 
@@ -222,6 +245,7 @@ def make_plan(
     kinds: Iterable[str] = (),
     mfu: float = 0.35,
     price: float | None = None,
+    measured: bool = False,
 ) -> Plan:
     """Count what a run takes; no file is needed, no memory of its size used.
 
@@ -231,6 +255,7 @@ def make_plan(
         kinds: Names in `KINDS` to give the hours for; all of them by default.
         mfu: Share of the peak rate that the cards are assumed to reach, in (0, 1].
         price: Price of a card per hour.
+        measured: Try how fast this machine's CPU is, which takes some seconds.
 
     Raises:
         ValueError: An unknown kind, a share out of range, a batch that cannot be split, an
@@ -265,6 +290,7 @@ def make_plan(
         checkpointed=count_step(config, sizes, processes=gpus, checkpointing=True),
         encoding=encoding,
         optimizer_bytes=states,
+        cpu=cpu_rate(config, sizes) if measured else None,
     )
 
 
@@ -320,7 +346,7 @@ def _counted(dump: str) -> float:
 
 def describe(config: RunConfig) -> str:
     """All settings of a run as TOML, followed by its plan as comments: what a dry run prints."""
-    plan = str(make_plan(config))
+    plan = str(make_plan(config, measured=True))
     return to_toml(config) + "\n" + "\n".join(f"# {line}".rstrip() for line in plan.splitlines())
 
 

@@ -75,16 +75,20 @@ class Photos:
         """Photos whose hash is below `limit`, or the others, in the order of the pieces."""
         return self._each(lambda path: (hash_of(path) < limit) == held_out)
 
-    def limit(self, val: float) -> int:
+    def limit(self, val: float | None) -> int:
         """Photos whose hash is below it are held out.
 
         Args:
-            val: A share below 1, or a number.
+            val: A share below 1, or a number; `None` for one in a hundred, but at least eight, and
+                of fewer than 40 photos a fifth.
 
         Raises:
             NothingLeft: No photo would be left to train on.
         """
-        number = max(int(val), 1)  # a share holds out at least one
+        if val is None:
+            val, number = 0.01, max(1, min(8, len(self) // 5))
+        else:
+            number = max(int(val), 1)  # a share holds out at least one
         if val and number >= len(self):
             raise NothingLeft(
                 f"--val {val:g} of {len(self)} photos leaves none to train on; hold out fewer, "

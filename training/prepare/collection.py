@@ -51,7 +51,7 @@ def prepare(
     out: Path,
     *,
     box_filter: BoxFilter,
-    val: float = 0.01,
+    val: float | None = None,
     verify: bool = False,
     packing: Packing | None = None,
     processes: int = 1,
@@ -62,8 +62,9 @@ def prepare(
         reader: What to read.
         out: Folder to write; the same call resumes what was interrupted there.
         box_filter: Which boxes are kept.
-        val: Photos to hold out: a share below 1, or a number; 0 writes no `val`. They are chosen by
-            a hash of the path, so a share stays the same when photos are added.
+        val: Photos to hold out: a share below 1, or a number; 0 writes no `val`. By default one in
+            a hundred, but at least eight, and of fewer than 40 photos a fifth. They are chosen by a
+            hash of the path, so a share stays the same when photos are added.
         verify: Decode every photo instead of reading its header only.
         packing: Copy the photos into tar shards, and let the indexes point there.
         processes: Worker processes; the result does not depend on it.
@@ -72,7 +73,7 @@ def prepare(
         ValueError: Nothing found or nothing left, which leaves nothing in `out`; annotations of
             another format; `out` was begun with other options or cannot be written.
     """
-    if val < 0 or (val >= 1 and val != int(val)):
+    if val is not None and (val < 0 or (val >= 1 and val != int(val))):
         raise ValueError(f"--val {val} is neither a share below 1 nor a number of photos")
     out = out.absolute()
     settings = _settings(reader, box_filter, val, verify, packing)
@@ -91,7 +92,7 @@ def prepare(
             )
         limit = photos.limit(val)
         splits = {"train": photos.split(limit, held_out=False)}
-        if val:
+        if val != 0:
             splits["val"] = photos.split(limit, held_out=True)
         packed = {}
         if packing is not None:
@@ -124,7 +125,7 @@ def prepare(
 
 
 def _settings(
-    reader: Reader, box_filter: BoxFilter, val: float, verify: bool, packing: Packing | None
+    reader: Reader, box_filter: BoxFilter, val: float | None, verify: bool, packing: Packing | None
 ) -> dict[str, Any]:
     """Everything that decides the result, as JSON can hold it."""
     stat = reader.annotations.stat()
@@ -135,7 +136,7 @@ def _settings(
         "annotations of": [stat.st_size, stat.st_mtime_ns] if reader.annotations.is_file() else [],
         "whole_masks": getattr(reader, "whole", False),
         **{k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(box_filter).items()},
-        "val": val,
+        "val": "default" if val is None else val,
         "verify": verify,
         "packing": packing and asdict(packing),
     }

@@ -61,8 +61,9 @@ def _add_format(command: argparse.ArgumentParser, name: str) -> None:
     if name == "masks":
         add("--whole-masks", action="store_true", help="a box a mask, not one a white blob")
     add(
-        "--val", type=float, default=0.01, metavar="N",
-        help="photos to hold out, a share or a number; chosen by a hash of the path [%(default)s]",
+        "--val", type=float, metavar="N",
+        help="photos to hold out, a share or a number, chosen by a hash of the path [one in a "
+        "hundred, but at least 8; of fewer than 40 photos a fifth]",
     )  # fmt: skip
     add("--min-area", type=float, default=0.02, metavar="SHARE", help="of a box [%(default)s]")
     add("--max-area", type=float, default=0.8, metavar="SHARE", help="of a box [%(default)s]")

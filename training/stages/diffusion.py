@@ -30,11 +30,13 @@ from training.config import RunConfig
 from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
 from training.demo.recipes import endless
 from training.demo.textures import Textures
+from training.picture_grid import Pictures
 from training.stages.latents import AT_ONCE, LatentBank, LatentEncoder, LatentPool, latent_shape
 from training.stages.lora import add_lora
 from training.stages.loss import DiffusionLoss
 
 _VALIDATION = 64  # held-out samples that the validation loss is taken over
+_SIMILARITIES = (1.0, 3.0)  # of the pictures in the log
 
 
 class Diffusion:
@@ -77,6 +79,7 @@ class Diffusion:
             workers = -(-data.workers // 4)
             self._bank = LatentPool(recipes, self._textures, encoder, config.batch_size, workers)
             samples: Dataset[dict[str, Any]] = recipes
+            self.data_digest = ""
         else:
             photos = BoxDataset(
                 data.root,
@@ -89,7 +92,7 @@ class Diffusion:
             )
             if variants is not None:
                 self._bank = LatentBank(config.out / "latents", photos, self._encoder)
-            samples = photos
+            samples, self.data_digest = photos, photos.index.digest
         self.dataset = Noised(
             samples,
             latent_shape(sizes),
@@ -100,6 +103,11 @@ class Diffusion:
         self.module = diffusion_loss(self.model, self.model.schedule, config).to(device)
         if config.compile:
             compile_blocks(self.model.unet)
+
+    @property
+    def bank(self) -> LatentBank | None:
+        """Latents that are encoded before the first update."""
+        return self._bank if isinstance(self._bank, LatentBank) else None
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields."""
@@ -149,8 +157,8 @@ class Diffusion:
         return {"val_eps_mse": float(torch.stack(losses).mean())}
 
     @torch.no_grad()
-    def pictures(self) -> tuple[Tensor, int]:
-        """Rows of photo, hole, exemplar, and edits at similarity 1 and 3; columns a row."""
+    def pictures(self) -> Pictures:
+        """Photo, hole, exemplar, and edits at similarity 1 and 3, of two samples in a row."""
         loaded = self._validation(0, min(8, len(self._held_out)))
         image = loaded["image"].to(self.device)
         encoded = self._encoder.encode(image, (loaded["hole_mask"] > 0.5).float())
@@ -168,13 +176,14 @@ class Diffusion:
                     16,
                 )
             )
-            for similarity in (1.0, 3.0)
+            for similarity in _SIMILARITIES
         ]
         size = image.shape[-2:]
         exemplar = nn.functional.interpolate(loaded["exemplar"].to(image), size) * 2 - 1
         hole = image * (loaded["hole_mask"] <= 0.5).to(image)
         rows = torch.stack([image, hole, exemplar, *edits], dim=1)  # (B, 5, 3, R, R)
-        return rows.flatten(0, 1), 10
+        titles = ("photo", "hole", "exemplar", *(f"similarity {x:g}" for x in _SIMILARITIES))
+        return Pictures(images=rows.flatten(0, 1), titles=2 * titles)
 
 
 class Noised(Dataset[dict[str, Any]]):
@@ -297,6 +306,12 @@ def starting_model(config: RunConfig) -> PaintByExample:
             "the diffusion stage needs a trained first stage; set init to its exported file "
             "(for the demo: run `pbe-train train demo-first-stage` first), or to a checkpoint of "
             "Stable Diffusion 1.4 or of Paint by Example"
+        )
+    if not config.init.exists():
+        raise ValueError(
+            f"no checkpoint at {config.init}, which init names; fetch the published weights with "
+            "pbe download --out models --dtype fp32, name another file with --init FILE, or take "
+            "the configuration demo-finetune, which needs none"
         )
     file = checkpoint.starting_point(checkpoint.read(config.init))
     tensors = {n: t for n, t in file.tensors.items() if _part_of(n) in config.init_parts}

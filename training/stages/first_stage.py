@@ -22,6 +22,7 @@ from training.config import RunConfig
 from training.data.dataset import BoxDataset, Stream, collate, keyed_rng
 from training.demo.recipes import endless
 from training.demo.textures import Textures
+from training.picture_grid import Pictures
 from training.stages.latents import latent_shape
 from training.stages.loss import FirstStageLoss
 
@@ -43,6 +44,8 @@ class FirstStage:
             "geometry": data.geometry,
             "report": config.out / "unreadable.txt",
         }
+        self.bank = None
+        self.data_digest = ""
         self._textures: Textures | None = None
         samples: Dataset[dict[str, Any]]
         if data.source == "composites":
@@ -56,7 +59,8 @@ class FirstStage:
                 with_photo=True,
             )
         else:
-            samples = BoxDataset(data.root, data.index, sample=data.sample, **shared)
+            photos = BoxDataset(data.root, data.index, sample=data.sample, **shared)
+            samples, self.data_digest = photos, photos.index.digest
         self.dataset = Noised(samples, latent_shape(self.model_config), config.seed)
         self._held_out = BoxDataset(data.root, data.val_index, shuffle=False, **shared)
         torch.manual_seed(config.seed)
@@ -103,12 +107,13 @@ class FirstStage:
         }
 
     @torch.no_grad()
-    def pictures(self) -> tuple[Tensor, int]:
-        """Held-out pictures, each beside its reconstruction, and the number of columns."""
+    def pictures(self) -> Pictures:
+        """Held-out pictures, each beside its reconstruction, four in a row."""
         image = next(self._validation(16, 16))
         vae = self.module.vae
         decoded = vae.decode(vae.encode(image).mean)
-        return torch.stack([image, decoded], dim=1).flatten(0, 1), 8
+        rows = torch.stack([image, decoded], dim=1).flatten(0, 1)
+        return Pictures(images=rows, titles=4 * ("photo", "decoded"))
 
 
 class Noised(Dataset[dict[str, Any]]):

@@ -7,10 +7,14 @@ composites (`training.demo.recipes`) go through a pool of the newest, each seen 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -21,9 +25,13 @@ from pbe_model.config import PBEConfig
 from pbe_model.networks.masked_inputs import latent_keep_mask, masked_image
 from pbe_model.networks.vae import AutoencoderKL
 from training.data.dataset import BoxDataset
+from training.data.loader import next_batch, quiet_iterator, start_worker
 from training.demo.recipes import Recipes
 from training.demo.textures import Textures
 
+log = logging.getLogger(__name__)
+
+_ZEROS = 2**24  # bytes, at a time
 AT_ONCE = 4
 """Pictures that the first stage encodes at once. At 512 pixels one takes as much memory as a sample
 of the training step, and more at once take hardly less time each."""
@@ -81,14 +89,19 @@ class LatentEncoder:
 
 
 class LatentBank:
-    """Latents by row of a dataset's bank, computed at first use and kept in float16 on disk.
+    """Latents by row of a dataset's bank, computed once and kept in float16 on disk.
 
-    A row is encoded alone, so that its numbers do not depend on the batch that asked first.
+    A row is encoded alone, so that its numbers do not depend on the batch that asked first. Files
+    are written and read by plain calls: a full disk is then an error of one row, while a mapped
+    file would end the process (SIGBUS).
 
     Args:
         folder: Where the files go; their name depends on the data and on the first stage.
         dataset: With `geometry_variants`.
         encoder: Of the frozen first stage.
+
+    Raises:
+        ValueError: There is no room for the whole bank.
     """
 
     def __init__(self, folder: Path, dataset: BoxDataset, encoder: LatentEncoder) -> None:
@@ -96,12 +109,27 @@ class LatentBank:
         self.encoder = encoder
         config = encoder.vae.config
         z, side = config.z_channels, dataset.resolution // config.downscale
-        name = f"latents-{self._key()}"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._rows = _memmap(
-            folder / f"{name}.bin", np.float16, (dataset.cache_rows, 2 * z + 1, side, side)
-        )
-        self._filled = _memmap(folder / f"{name}.filled", np.uint8, (dataset.cache_rows,))
+        self._shape = (2 * z + 1, side, side)
+        self._row_bytes = int(np.prod(self._shape)) * np.dtype(np.float16).itemsize
+        rows, name = dataset.cache_rows, f"latents-{self._key()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._latents = allocated(folder / f"{name}.bin", rows * self._row_bytes)
+            self._marks = allocated(folder / f"{name}.filled", rows)
+        except OSError as error:
+            raise ValueError(
+                f"the latents of {rows:,} crops take {rows * self._row_bytes / 1e9:.3g} GB, which "
+                f"{folder} has no room for ({error.strerror}); free some space, lower "
+                f"data.geometry_variants ({dataset.geometry_variants}), or choose another out"
+            ) from error
+        self._refused = False
+        self._filled = np.zeros(rows, np.uint8)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See what other processes have encoded."""
+        self._marks.seek(0)
+        self._filled = np.frombuffer(self._marks.read(), np.uint8).copy()
 
     def _key(self) -> str:
         digest = hashlib.sha256()
@@ -114,25 +142,53 @@ class LatentBank:
         digest.update(data.index.digest.encode())
         return digest.hexdigest()[:16]
 
+    def missing(self, samples: range) -> list[int]:
+        """Rows that these samples need and that are not encoded yet, in ascending order."""
+        rows = np.arange(self.dataset.cache_rows)
+        if len(samples) < len(rows):  # else they show every row
+            rows = np.unique([self.dataset.cache_key(number) for number in samples])
+        return rows[self._filled[rows] == 0].tolist()
+
     def __call__(self, rows: Tensor) -> dict[str, Tensor]:
         """Latents of these rows, `(B,)`, as `LatentEncoder.encode` gives them."""
-        for row in rows.tolist():
-            if not self._filled[row]:
-                self._fill(row)
-        found = torch.from_numpy(self._rows[rows.numpy()]).float()
+        found = torch.from_numpy(np.stack([self.row(row) for row in rows.tolist()])).float()
         found = found.to(self.encoder.device, non_blocking=True)
         z = (found.shape[1] - 1) // 2
         latent, masked_latent, keep_mask = found.split([z, z, 1], dim=1)
         return {"latent": latent, "masked_latent": masked_latent, "keep_mask": keep_mask}
 
-    def _fill(self, row: int) -> None:
+    def row(self, row: int) -> np.ndarray:
+        """One row, float16 `(2 z + 1, r, r)`, encoded if it is not there yet.
+
+        Raises:
+            ValueError: No photo can be read.
+        """
+        if self._filled[row]:
+            self._latents.seek(row * self._row_bytes)
+            return np.frombuffer(self._latents.read(self._row_bytes), np.float16).reshape(
+                self._shape
+            )
+        values = self._encode(row)
+        try:
+            self._latents.seek(row * self._row_bytes)
+            _write(self._latents, values.tobytes())
+            self._marks.seek(row)
+            _write(self._marks, b"\1")  # after the data: a killed run leaves no half row marked
+        except OSError as error:
+            if not self._refused:
+                log.warning("latents cannot be kept (%s) and are encoded anew", error.strerror)
+            self._refused = True
+        else:
+            self._filled[row] = 1
+        return values
+
+    def _encode(self, row: int) -> np.ndarray:
         image, hole_mask = self.dataset.geometry_sample(row)
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
         hole = torch.from_numpy(hole_mask)[None, None].float() / 255
         with torch.autocast(self.encoder.device.type, enabled=False):  # the same in any precision
             encoded = self.encoder.encode(pixels, hole)
-        self._rows[row] = torch.cat(list(encoded.values()), dim=1)[0].cpu()
-        self._filled[row] = 1  # after the data: a killed run never leaves half a row marked
+        return torch.cat(list(encoded.values()), dim=1)[0].half().cpu().numpy()
 
 
 class LatentPool:
@@ -192,16 +248,17 @@ class LatentPool:
     def _fill(self) -> None:
         """Draw and encode the next group."""
         if self._coming is None:
-            self._coming = iter(
+            self._coming = quiet_iterator(
                 DataLoader(
                     _Groups(self.recipes, self.GROUP),
                     batch_size=None,
                     sampler=itertools.count(self._next),
                     num_workers=self.workers,
+                    worker_init_fn=start_worker,
                     pin_memory=self.encoder.device.type == "cuda",
                 )
             )
-        layers, holes = next(self._coming)
+        layers, holes = next_batch(self._coming)
         device = self.encoder.device
         photo, _ = self.textures.draw(layers, self.recipes.size)
         with torch.autocast(device.type, enabled=False):  # the same in any precision
@@ -226,8 +283,40 @@ class _Groups(Dataset[tuple[np.ndarray, np.ndarray]]):
         return layers, holes[:, None]
 
 
-def _memmap(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """Open an array on disk, first made of zeros if need be; safe for several processes at once."""
-    with open(path, "ab") as file:
-        file.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-    return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+def allocated(path: Path, size: int) -> BinaryIO:
+    """Open a file of `size` zeros or what is in it, its place on the disk reserved.
+
+    Raises:
+        OSError: There is no room; what was there before is as it was.
+    """
+    with open(path, "ab"):  # makes it, and empties no file of another process
+        pass
+    file = open(path, "r+b", buffering=0)  # noqa: SIM115
+    before = os.fstat(file.fileno()).st_size
+    try:
+        _reserve(file, before, size)
+    except OSError:
+        file.truncate(before)
+        file.close()
+        if not before:
+            path.unlink(missing_ok=True)
+        raise
+    return file
+
+
+def _reserve(file: BinaryIO, before: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise  # others say that this file system cannot
+    file.seek(before)
+    for first in range(before, size, _ZEROS):
+        _write(file, bytes(min(_ZEROS, size - first)))
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    while data:  # a write into the last free bytes is a short one
+        data = data[file.write(data) :]

@@ -27,7 +27,6 @@ from training.data.dataset import (
     StatelessBatchSampler,
     Stream,
     collate,
-    data_loader,
     keyed_rng,
     shuffled,
 )
@@ -35,6 +34,7 @@ from training.data.decode import decode_photo
 from training.data.index import BoxIndex
 from training.data.index_format import PhotoBoxes
 from training.data.index_writer import IndexWriter
+from training.data.loader import load_batches
 from training.data.shards import ShardWriter
 from training.data.unreadable import UnreadableList
 
@@ -202,7 +202,7 @@ def test_global_batches_are_the_same_for_any_world_size(world_size: int) -> None
 @pytest.mark.parametrize("consumed", [0, 1, 5, 13, 40])
 def test_resume_continues_at_any_position(root: Path, consumed: int) -> None:
     data = dataset(root)
-    resumed = data_loader(data, StatelessBatchSampler(3, start_sample=consumed))
+    resumed = load_batches(data, StatelessBatchSampler(3, start_sample=consumed))
     for step, batch in enumerate(islice(resumed, 2)):
         expected = collate([data[consumed + 3 * step + i] for i in range(3)])
         assert all(torch.equal(batch[name], expected[name]) for name in expected)
@@ -210,7 +210,7 @@ def test_resume_continues_at_any_position(root: Path, consumed: int) -> None:
 
 def test_worker_count_does_not_change_the_batches(root: Path) -> None:
     def batches(workers: int) -> list[dict[str, torch.Tensor]]:
-        loader = data_loader(dataset(root), StatelessBatchSampler(4), num_workers=workers)
+        loader = load_batches(dataset(root), StatelessBatchSampler(4), num_workers=workers)
         return list(islice(loader, 4))
 
     alone = batches(0)
@@ -456,7 +456,7 @@ def test_workers_tell_how_many_they_skipped_and_list_each_once(tmp_path: Path) -
 
     def skipped(workers: int) -> list[int]:
         data = dataset(tmp_path, report=report)
-        loader = data_loader(data, StatelessBatchSampler(4), num_workers=workers)
+        loader = load_batches(data, StatelessBatchSampler(4), num_workers=workers)
         return [int(batch["skipped"].sum()) for batch in islice(loader, 8)]
 
     alone = skipped(0)

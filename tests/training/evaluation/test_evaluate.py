@@ -13,9 +13,16 @@ import pytest
 import torch
 
 from pbe_model import PaintByExample, edit
-from training.evaluation.evaluate import Painting, evaluate_demo, evaluate_pairs, score_pairs
+from training.evaluation.evaluate import (
+    Painting,
+    evaluate_demo,
+    evaluate_pairs,
+    evaluate_photos,
+    score_pairs,
+)
 from training.evaluation.measures import descriptor, mean_laplacian, outline_step, psnr, wilson
 from training.evaluation.pairs import CANDIDATES, Pair, draw_candidates, load_pairs
+from training.evaluation.photos import load_photos
 from training.evaluation.table import TRUTH, Row, Scores, format_table
 
 
@@ -229,3 +236,49 @@ def test_bad_input(pairs: Path, tmp_path: Path, model: PaintByExample) -> None:
     (tmp_path / "val/pairs.jsonl").write_text('{"photo": "a.png", "box": [1, 2]}')
     with pytest.raises(ValueError, match=r"line 1 of .* is not a pair"):
         load_pairs(tmp_path, 1)
+
+
+def test_photos_of_ones_own_are_painted_again(photos: Path, model: PaintByExample) -> None:
+    """Each with its own box; a photo is a group of its own."""
+    found = evaluate_photos(photos, model, split="val/boxes.jsonl", steps=1)
+    names = [*(f"similarity {s}" for s in (0, 1, 3, 5)), "shuffled, similarity 3", TRUTH]
+    assert [row.name for row in found.rows] == names
+    assert all(row.outside == 0 and row.pairs == 10 for row in found.rows)
+    assert found.rows[-1].hits == 10 and found.candidates == 8
+    assert "among 8, 10 pairs of val/boxes.jsonl" in format_table(found)
+    (pair,) = load_photos(photos, "val/boxes.jsonl", 1)
+    assert pair.box == (6, 6, 18, 18) and pair.group == "val/0.png"
+    assert torch.equal(pair.exemplar, pair.photo[6:18, 6:18])
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_few_photos_are_compared_with_fewer(
+    photos: Path, model: PaintByExample, count: int
+) -> None:
+    found = evaluate_photos(photos, model, split="val/boxes.jsonl", steps=1, pairs=count)
+    assert found.candidates == max(1, count - 1)
+    assert any("shuffled" in row.name for row in found.rows) == (count > 1)
+    assert json.loads(found.to_json())["chance"] == 1 / max(1, count - 1)
+
+
+def test_large_photos_are_reduced_and_lost_ones_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photo = np.zeros((1000, 2048, 3), np.uint8)
+    photo[200:600, 400:1000] = 255
+    lines = []
+    boxes_of = {"a.png": [[400, 200, 1000, 600], [0, 0, 200, 400]], "b.png": [[0, 0, 300, 300]]}
+    for name, boxes in boxes_of.items():
+        cv2.imwrite(str(tmp_path / name), photo)
+        lines += [json.dumps({"image": name, "box": box}) for box in boxes]
+    (tmp_path / "val").write_text("\n".join(lines))
+    pairs = load_photos(tmp_path, "val", 9)
+    assert [pair.group for pair in pairs] == ["a.png", "b.png", "a.png"]
+    assert pairs[0].photo.shape == (500, 1024, 3) and pairs[0].box == (200, 100, 500, 300)
+    assert pairs[0].photo[100:300, 200:500].min() == 1
+    (tmp_path / "a.png").unlink()
+    assert [pair.group for pair in load_photos(tmp_path, "val", 9)] == ["b.png"]
+    assert "leaving out a.png: No such file" in caplog.text
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(ValueError, match=r"none of the photos of .*val can be read"):
+        load_photos(tmp_path, "val", 9)

@@ -16,7 +16,7 @@ from training.cli import main
 from training.config import OptimConfig, RunConfig, load_config
 from training.optim import gradients
 from training.optim.gradients import Bf16GradOptimizer, keeps_bf16_grads
-from training.planning import hardware
+from training.planning import hardware, measuring
 from training.planning.counting import (
     StepCount,
     autocast,
@@ -258,6 +258,20 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["gpus"] == 2 and found["samples"] == 60
     assert found["hours"]["a100"] > 0 and found["hours"]["v100"] is None
+    cpu = found["this_cpu"]
+    assert cpu["own"] and cpu["hours"] > 0
+    rate = 60 * found["flops_per_sample"]["forward_and_backward"] / (cpu["hours"] * 3600)
+    assert rate == pytest.approx(cpu["flops"])
+
+
+def test_a_large_step_is_estimated_from_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_SECONDS", 0.01)
+    monkeypatch.setattr(measuring, "_SMALL", 1.0)
+    rate = measuring.cpu_rate(config(), SMALL)
+    assert not rate.own and rate.threads == torch.get_num_threads() and rate.flops > 1e6
+    page = str(plan_of(config(precision="bf16"), kinds=["a100"], cpu=rate))
+    assert "an estimate, from a small model's step" in page
+    assert max(map(len, page.splitlines()[-2:])) <= 100
 
 
 def test_page() -> None:

@@ -19,11 +19,13 @@ import training.prepare.examine
 from training.cli import main
 from training.data.decode import decode_photo, photo_size
 from training.data.index import BoxIndex
+from training.data.index_format import PhotoBoxes
 from training.data.shards import PhotoFiles
 from training.prepare.annotations import BoxFilter, PhotoFinder, open_reader
+from training.prepare.claims import Photos
 from training.prepare.command import byte_size
 from training.prepare.examine import Job, examine
-from training.prepare.pieces import Piece
+from training.prepare.pieces import Piece, finish
 from training.prepare.sample_sheet import SAMPLES, TILE, draw_sample
 from training.prepare.workers import process_map
 
@@ -176,6 +178,21 @@ def test_pieces_of_other_annotations_are_done_again(collection: Path, tmp_path: 
     assert path == again and len(Piece.load(path).photos) == 3
 
 
+@pytest.mark.parametrize(
+    ("count", "held_out"), [(2, 1), (6, 1), (20, 4), (39, 7), (40, 8), (700, 8), (5000, 50)]
+)
+def test_by_default_few_photos_give_a_fifth_and_more_at_least_eight(
+    tmp_path: Path, count: int, held_out: int
+) -> None:
+    names, boxes = [f"{number}.jpg" for number in range(count)], np.array([[0, 0, 4, 4]])
+    made = [PhotoBoxes(path=name, size=(8, 8), boxes=boxes, labels=[""]) for name in names]
+    piece = finish(tmp_path / "piece.json", names, lambda: Piece(photos=made, guessed=[""] * count))
+    photos = Photos([piece], tmp_path)
+    found = list(photos.split(photos.limit(None), held_out=True))
+    # A share is one of the hashes, which are spread as dice are: 50 and its standard deviation.
+    assert len(found) == pytest.approx(held_out, abs=0 if count < 800 else 2 * 7)
+
+
 def test_pieces_of_a_mended_label_are_done_again(tmp_path: Path) -> None:
     save(tmp_path / "a.png", np.zeros((9, 9, 3), np.uint8))
     (tmp_path / "a.txt").write_text("0 0.5 0.5 0.5\n")
@@ -198,7 +215,7 @@ def test_other_options_are_refused(
     capsys.readouterr()
     assert main(words(collection, out, "--min-area", "0.1", "--val", "3")) == 2
     assert (
-        "was begun with min_area 0.02 (now 0.1), val 0.01 (now 3.0); give another --out"
+        "was begun with min_area 0.02 (now 0.1), val default (now 3.0); give another --out"
         in capsys.readouterr().err
     )
     assert contents(out) == before

@@ -127,9 +127,11 @@ def test_validation_and_pictures_repeat(photos: Path, tmp_path: Path, first_stag
     # An untrained denoiser takes all it sees for noise: right at the noisiest timesteps only.
     assert 0.01 < error < 1
     assert made.validate()["val_eps_mse"] == error
-    images, columns = made.pictures()
-    assert images.shape == (8 * 5, 3, 16, 16) and columns == 10
-    assert torch.equal(images, made.pictures()[0])
+    found = made.pictures()
+    assert found.images.shape == (8 * 5, 3, 16, 16)
+    row = ("photo", "hole", "exemplar", "similarity 1", "similarity 3")
+    assert found.titles == row + row
+    assert torch.equal(found.images, made.pictures().images)
 
 
 def test_a_run_starts_from_stable_diffusion(

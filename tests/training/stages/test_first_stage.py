@@ -63,9 +63,9 @@ def test_validation_is_the_error_of_held_out_pictures(photos: Path, tmp_path: Pa
 
 def test_pictures_are_pairs(photos: Path, tmp_path: Path) -> None:
     first = stage(photos, tmp_path)
-    images, columns = first.pictures()
-    assert images.shape == (32, 3, 16, 16) and columns % 2 == 0
-    assert torch.equal(images[6], collate([first._held_out[3]])["image"][0])
+    found = first.pictures()
+    assert found.images.shape == (32, 3, 16, 16) and found.titles == 4 * ("photo", "decoded")
+    assert torch.equal(found.images[6], collate([first._held_out[3]])["image"][0])
 
 
 def test_it_goes_on_from_another_one(photos: Path, tmp_path: Path, first_stage: Path) -> None:
