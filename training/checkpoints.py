@@ -121,6 +121,8 @@ def save(folder: Path, step: int, values: dict[str, Any], keep: int, keep_every:
         OSError: It cannot be written; all older ones are still there.
     """
     path = folder / f"step-{step:08d}.pt"
+    for left in folder.glob("step-*.part"):  # of a process that was killed; the run is locked
+        left.unlink()
     write(path, {"step": step, **values})
     for old in checkpoints(folder)[:-keep]:
         if not keep_every or step_of(old) % keep_every:

@@ -16,7 +16,7 @@ import torch
 from ..editing.denoise import SEEDS
 from ..memory import is_out_of_memory, wanted
 from ..untrusted import first_line, printable, shown
-from .output import Output, unfailing_output
+from .output import unfailing_output
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
