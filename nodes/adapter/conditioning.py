@@ -102,13 +102,13 @@ def check_order(positive: list[dict[str, Any]], negative: list[dict[str, Any]]) 
 
 
 def is_same(positive: list[dict[str, Any]], negative: list[dict[str, Any]]) -> bool:
-    """Whether what is guided to is what is guided from, so that guidance changes nothing.
+    """Whether the exemplar is guided from as well as to, so that guidance changes nothing.
 
     Args:
         positive: The host's conditionings of that name, their tokens among the entries.
         negative: The same of the other name.
     """
     return len(positive) == len(negative) > 0 and all(
-        torch.equal(one["cross_attn"], other["cross_attn"])
+        one.get(_TAG) == EXEMPLAR and torch.equal(one["cross_attn"], other["cross_attn"])
         for one, other in zip(positive, negative, strict=True)
     )

@@ -71,19 +71,21 @@ async function add(title, x, y) {
   await page.waitForTimeout(700); // the order of what was found settles
   await page.keyboard.press('Enter');
   await page.waitForFunction((count) => window.app.graph.nodes.length > count, count);
-  await page.mouse.move(x, y, { steps: 4 });
-  const isThere = ([title, y]) => {
+  const isPlaced = ([title, y]) => {
     const { canvas, ds } = window.app.canvas;
     const node = window.app.graph.nodes.find((node) => node.title === title);
     const top = (node.pos[1] + ds.offset[1]) * ds.scale + canvas.getBoundingClientRect().top;
-    return Math.abs(top - y) < 100;
+    return !node.flags.ghost && Math.abs(top - y) < 100;
   };
-  await page.waitForFunction(isThere, [title, y]);
-  await page.mouse.click(x, y);
-  await page.waitForFunction(
-    (title) => !window.app.graph.nodes.find((node) => node.title === title).flags.ghost,
-    title,
-  );
+  for (let left = 20; left > 0; left--) { // the page misses a move or a click now and then
+    await page.mouse.move(x - 5, y - 5);
+    await page.mouse.move(x, y, { steps: 4 });
+    await page.waitForTimeout(200);
+    await page.mouse.click(x, y);
+    const placed = page.waitForFunction(isPlaced, [title, y], { timeout: 3000 });
+    if (await placed.then(() => true, () => false)) return;
+  }
+  throw new Error(`${title} cannot be placed`);
 }
 
 // Where a slot of a node is on the page.

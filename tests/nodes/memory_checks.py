@@ -170,7 +170,7 @@ def check_the_host_expects_the_same_need(_: None) -> None:
     for shape in ((1, 4, 64, 64), (2, 4, 64, 96), (8, 4, 128, 128)):
         mine, theirs = (model.memory_required(shape) for model in both.values())
         assert mine == theirs > 0
-    assert type(both["ours"]) is type(both["theirs"])
+    assert isinstance(both["ours"], type(both["theirs"]))
 
 
 if __name__ == "__main__":
