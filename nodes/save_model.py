@@ -126,7 +126,7 @@ def _new_file(name: str) -> Path:
     """The file of that name, which must not be there yet."""
     name = checked_name(name)
     path = _folder() / (name if name.endswith(_ENDING) else name + _ENDING)
-    if not path.resolve().is_relative_to(_folder().resolve()):
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(_folder())):
         raise ValueError(f"{name!r} leads out of {_folder()}; give another name")
     if os.path.lexists(path):
         raise ValueError(f"{path} is there already; give another name, or delete it first")

@@ -315,7 +315,7 @@ def _folder(report: Report, model: PaintByExample, which: str, options: dict[str
         edits, problems = batch.read_edits(path, Path(folder) / "out", options, {})
         assert not problems, problems
         start = time.perf_counter()
-        done = batch.run(edits, lambda: model)
+        done = batch.run(edits, lambda: model, more_memory="take a larger card")
         seconds = time.perf_counter() - start
         report.value(f"pbe batch, model {which}", done.painted / seconds, "images/s",
                      f"{done.painted} painted, {done.failed} failed")  # fmt: skip

@@ -29,7 +29,7 @@ def followed(path: Path, root: Path) -> Path:
     Raises:
         ValueError: It is a link to somewhere else.
     """
-    real, home = path.resolve(), root.resolve()
+    real, home = _real(path), _real(root)
     allowed = [home, *_named()]
     if (model := _model_of(home)) is not None:
         allowed.append(model / _BLOBS)
@@ -41,10 +41,15 @@ def followed(path: Path, root: Path) -> Path:
     )
 
 
+def _real(path: Path) -> Path:
+    """Where a path leads; links in a circle, at which `Path.resolve` fails, lead to themselves."""
+    return Path(os.path.realpath(path))
+
+
 def _named() -> list[Path]:
     """The folders that the user has named."""
     given = os.environ.get(VARIABLE, "").split(os.pathsep)
-    return [Path(name).expanduser().resolve() for name in given if name]
+    return [_real(Path(name).expanduser()) for name in given if name]
 
 
 def _model_of(home: Path) -> Path | None:
@@ -65,7 +70,7 @@ def _in_cache(real: Path) -> bool:
     for cache in (*caches, os.path.join(home, "hub")):
         if not cache:
             continue
-        folder = Path(cache).expanduser().resolve()
+        folder = _real(Path(cache).expanduser())
         if real.is_relative_to(folder):
             model, kind, *_ = (*real.relative_to(folder).parts, "", "")
             return model.startswith("models--") and kind == _BLOBS

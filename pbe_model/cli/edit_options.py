@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -321,7 +322,7 @@ def check_out(args: argparse.Namespace, count: int) -> None:
 def _is_same(path: Path, other: Path) -> bool:
     if path.exists() and other.exists():
         return path.samefile(other)
-    return path.resolve() == other.resolve()
+    return os.path.realpath(path) == os.path.realpath(other)  # in a loop of links as well
 
 
 def write_results(out: Path, images: Tensor, note: str | None = None) -> list[Path]:

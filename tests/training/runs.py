@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -118,6 +119,12 @@ def changed(config: RunConfig, **options) -> RunConfig:
     return config.model_copy(update=options)
 
 
+def _heed_signals() -> None:
+    """Undo what a shell leaves to what it runs in the background, or under nohup."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(
     config: RunConfig, *, processes: int = 1, nodes: int = 1, restarts: int = 0, **extra: object
 ) -> subprocess.CompletedProcess[str]:
@@ -156,6 +163,7 @@ def start(
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # a group that tests may signal
+            preexec_fn=_heed_signals,
         )
         for _ in range(nodes)
     ]

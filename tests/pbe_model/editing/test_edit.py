@@ -548,7 +548,7 @@ def test_a_result_that_is_not_finite_is_an_error():
             "3 exemplar masks and 2 exemplars do not match",
         ),
         ({"guidance_interval": (0.5, 0.2)}, "interval is 0.5 to 0.2"),
-        ({"guidance_interval": (0.0, math.nan)}, "interval is 0 to nan"),
+        ({"guidance_interval": (0.0, math.nan)}, "interval is 0.0 to nan"),
     ],
 )
 def test_bad_arguments_are_refused_in_a_sentence(model, changed, words):
