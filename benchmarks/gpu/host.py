@@ -33,7 +33,7 @@ GROWTH = {"process": 64.0, "card": 16.0}
 BESIDE = 64.0
 """MiB of the card that our MODEL may take more than the host's own SD 1.5."""
 
-_STARTING = 60.0  # seconds
+_STARTING = 240.0  # seconds; on two busy cores it takes more than one minute
 _references: dict[Options, dict[str, np.ndarray]] = {}
 
 
