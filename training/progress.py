@@ -6,18 +6,17 @@ run goes on.
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from pbe_model.cli.output import FULL, silence
+
 _SHOWN = ("loss", "val_eps_mse", "val_psnr")
 _FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} steps{postfix}"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LINES = 10  # of a side task, where there is no bar
 _Item = TypeVar("_Item")
 
@@ -102,14 +101,6 @@ def put(stream: TextIO | None, text: str) -> None:
         stream.flush()
 
 
-def silence(stream: TextIO) -> None:
-    """Let nothing more go wrong with a stream that nobody reads."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-
-
 def duration(seconds: float) -> str:
     """A time as people read it: 0:07, 12:30, 5:04:00, 3 days 5:04:00."""
     minutes, second = divmod(round(seconds), 60)
@@ -124,7 +115,7 @@ def _forgiven(stream: TextIO) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:  # there will not be room again, as on a disk
+        if error.errno not in FULL:  # there will not be room again, as on a disk
             silence(stream)
     except ValueError:  # it is closed, or cannot spell what is said
         pass

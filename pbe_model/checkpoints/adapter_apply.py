@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ..config import PBEConfig
 from ..model import PaintByExample
 from ..untrusted import parse_json, shown
-from .adapter_file import Scales, read_adapter
-from .adapter_math import changed, changes_weight, fits, is_whole, rank_of
+from .adapter_file import read_adapter, scale_of
+from .adapter_math import changed, changes_weight, fits, is_whole
 from .adapter_names import Sorted, family, is_of_peft, sort_names
 from .infer_config import METADATA_KEY
 from .official_names import MAPPER
@@ -116,9 +116,8 @@ def apply_lora(model: PaintByExample, path: str | Path, strength: float = 1.0) -
     for layer, stored in names.parts.items():
         parts = {role: file.tensors[name] for role, name in stored.items()}
         _check_parts(path, layer, stored, parts, layers[layer])
-        changes.append(
-            _Change(layer, layers[layer], parts, _scale(file.scales, stored, parts), strength)
-        )
+        scale = scale_of(parts, file.scales, next(iter(stored.values())))
+        changes.append(_Change(layer, layers[layer], parts, scale, strength))
     # All of them once without effect: where one fails, none may have been made.
     for change in changes:
         for name, parameter, value in change.values():
@@ -145,13 +144,6 @@ def changeable(model: PaintByExample) -> dict[str, nn.Module]:
         if path.startswith(("unet.", _MAPPER))
         and isinstance(layer, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm))
     }
-
-
-def _scale(scales: Scales | None, stored: dict[str, str], parts: dict[str, Tensor]) -> float:
-    rank = rank_of(parts)
-    if "alpha" in parts:
-        return 1.0 if rank is None else parts["alpha"].item() / rank
-    return 1.0 if scales is None else scales.of(next(iter(stored.values())), rank)
 
 
 def _check_names(path: Path, names: Sorted, every: list[str]) -> None:

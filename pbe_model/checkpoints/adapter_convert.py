@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..atomic import replacing
 from ..untrusted import shown
-from .adapter_file import Scales, read_adapter
+from .adapter_file import Scales, read_adapter, scale_of
 from .adapter_math import MAX_RANK, is_whole, rank_of, whole_matrices
 from .adapter_names import family, sort_layers
 from .infer_config import METADATA_KEY
@@ -108,12 +108,8 @@ def _is_modest(parts: dict[str, Tensor]) -> bool:
 
 def _as_kohya(parts: dict[str, Tensor], scales: Scales | None, name: str) -> dict[str, Tensor]:
     """The parts of a layer as kohya's and LyCORIS' trainers store them."""
-    rank, changed = rank_of(parts), dict(parts)
-    alpha = changed.pop("alpha", None)
-    if alpha is not None:
-        scale = 1.0 if rank is None else alpha.item() / rank
-    else:
-        scale = 1.0 if scales is None else scales.of(name, rank)
+    scale, rank = scale_of(parts, scales, name), rank_of(parts)
+    changed = {role: tensor for role, tensor in parts.items() if role != "alpha"}
     if any(role.startswith("lokr_") for role in parts):
         first, second = whole_matrices(parts)
         changed = {role: t for role, t in changed.items() if not role.startswith("lokr_")}

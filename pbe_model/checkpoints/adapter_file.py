@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ..untrusted import parse_json, read_json, shown
+from .adapter_math import Parts, rank_of
 from .weights_file import read_weights
 
 PEFT_CONFIG = "adapter_config.json"
@@ -58,6 +59,20 @@ class Scales:
         if self.stabilised:
             divisor = math.sqrt(divisor)
         return _matching(self.alphas, name, self.alpha) / divisor
+
+
+def scale_of(parts: Parts, scales: Scales | None, name: str) -> float:
+    """The scale of a layer's change: from its own alpha, else from the configuration, else 1.
+
+    Args:
+        parts: The layer's tensors, by role.
+        scales: Of the file.
+        name: The name in the file of one of them.
+    """
+    rank = rank_of(parts)
+    if "alpha" in parts:
+        return 1.0 if rank is None else parts["alpha"].item() / rank
+    return 1.0 if scales is None else scales.of(name, rank)
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,7 @@ from .edit_options import (
 )
 
 _MAX_BYTES = 16 * 2**20  # largest file of edits
-_LONGEST_NAME = (
-    200  # bytes; systems allow 255, and some of them are for numbers and temporary names
-)
+_LONGEST_NAME = 200  # bytes; systems allow 255, some of them for numbers and temporary names
 _SPECIAL = set('/\\:*?"<>|')  # in names, on one system or another
 _KNOWN = (*FILES, "out", "preset", *DEFAULTS)
 _OF_THE_RUN = ("checkpoint", "lora", "device", "dtype", "attention")

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
 
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""Errors of a disk without room, on which there may be some again."""
 
 
 class Output:
@@ -56,16 +57,23 @@ class Output:
         try:
             yield
         except (OSError, ValueError) as error:  # ValueError: the stream is closed
-            if isinstance(error, OSError) and error.errno in _FULL and self.full is None:
+            if isinstance(error, OSError) and error.errno in FULL and self.full is None:
                 self.full = error.strerror
-            # What the stream still holds would fail again at the next write, and as Python ends.
-            with suppress(OSError, ValueError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
+            silence(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def silence(stream: TextIO) -> None:
+    """Let nothing more go wrong with a stream that nobody reads.
+
+    What it still holds would fail again at the next write, and as Python ends.
+    """
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 @contextmanager
