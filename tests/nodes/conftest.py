@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from .browser import Browser, find_browser
 from .host import Host, find_host
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -16,10 +17,25 @@ HOW_TO_GET_IT = (
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """A running ComfyUI with this repository as a node pack; skips where there is none."""
+def comfyui() -> tuple[Path, Path]:
+    """A ComfyUI's folder and its Python, not running; skips where there is none."""
     found = find_host()
     if found is None:
         pytest.skip(HOW_TO_GET_IT)
-    with Host.start(*found, REPOSITORY, tmp_path_factory.mktemp("comfyui") / "base") as running:
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser() -> Browser:
+    """The browser for ComfyUI's page; skips where there is none."""
+    found = find_browser()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture(scope="session")
+def host(comfyui: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A running ComfyUI with this repository as a node pack."""
+    with Host.start(*comfyui, REPOSITORY, tmp_path_factory.mktemp("comfyui") / "base") as running:
         yield running

@@ -17,9 +17,9 @@ from PIL import Image
 
 from pbe_model.scenes import load_scenes
 
-from .browser import find_browser
-from .conftest import HOW_TO_GET_IT, REPOSITORY
-from .host import Host, find_host
+from .browser import Browser
+from .conftest import REPOSITORY
+from .host import Host
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
@@ -34,21 +34,17 @@ Box = tuple[float, float, float, float]
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def seen(
+    comfyui: tuple[Path, Path], browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> dict:
     """What the browser saw; the screenshots lie in its `folder`."""
-    found = find_host()
-    if found is None:
-        pytest.skip(HOW_TO_GET_IT)
-    browser = find_browser()
-    if isinstance(browser, str):
-        pytest.skip(browser)
     folder = tmp_path_factory.mktemp("first_minute")
     (scene,) = (scene for scene in load_scenes() if scene.name == "deck")
     photo, exemplar = (_to_picture(it) for it in (scene.photo, scene.exemplar))
     chosen = [folder / "my photo.png", folder / "my exemplar.png"]
     photo.save(chosen[0])
     exemplar.save(chosen[1])
-    with Host.start(*found, REPOSITORY, folder / "base", name=PACK) as host:
+    with Host.start(*comfyui, REPOSITORY, folder / "base", name=PACK) as host:
         masked = photo.copy()
         masked.putalpha(_to_picture(1 - scene.hole_mask))
         inputs = host.base / "input"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from .browser import find_browser
-from .conftest import HOW_TO_GET_IT, REPOSITORY
-from .host import Host, find_host
+from .browser import Browser
+from .conftest import REPOSITORY
+from .host import Host
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
@@ -17,16 +17,12 @@ LABELS = REPOSITORY / "locales/ko/nodeDefs.json"
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def seen(
+    comfyui: tuple[Path, Path], browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> dict:
     """What the browser saw; the screenshots lie beside it."""
-    found = find_host()
-    if found is None:
-        pytest.skip(HOW_TO_GET_IT)
-    browser = find_browser()
-    if isinstance(browser, str):
-        pytest.skip(browser)
     folder = tmp_path_factory.mktemp("browser")
-    with Host.start(*found, REPOSITORY, folder / "base", name=PACK) as host:
+    with Host.start(*comfyui, REPOSITORY, folder / "base", name=PACK) as host:
         exemplars = host.object_info("PBELoadExemplar")["PBELoadExemplar"]["input"]["required"]
         script = Path(__file__).with_name("browser.mjs")
         arguments = (f"http://{host.address}/", PACK, browser.chromium, str(folder))

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import HOW_TO_GET_IT
-from .host import find_host
-
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,12 +17,9 @@ SOMETIMES = (COMPILED, "ComfyUI_IPAdapter_plus")
 """How rows of the table of patches end that not every run of the tests makes."""
 
 
-def outcome(script: str) -> dict:
-    """What a script prints last."""
-    found = find_host()
-    if found is None:
-        pytest.skip(HOW_TO_GET_IT)
-    comfyui, python = found
+def outcome(script: str, installed: tuple[Path, Path]) -> dict:
+    """What a script prints last, run by the Python of a ComfyUI, which may not be running."""
+    comfyui, python = installed
     process = subprocess.run(
         [str(python), str(Path(__file__).with_name(script)), str(comfyui), str(ROOT)],
         capture_output=True,
@@ -42,28 +36,28 @@ def checks(script: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def adapter() -> dict[str, str | None]:
-    return outcome("adapter_checks.py")
+def adapter(comfyui: tuple[Path, Path]) -> dict[str, str | None]:
+    return outcome("adapter_checks.py", comfyui)
 
 
 @pytest.fixture(scope="module")
-def loras() -> dict[str, str | None]:
-    return outcome("lora_checks.py")
+def loras(comfyui: tuple[Path, Path]) -> dict[str, str | None]:
+    return outcome("lora_checks.py", comfyui)
 
 
 @pytest.fixture(scope="module")
-def native() -> dict[str, str | None]:
-    return outcome("native_checks.py")
+def native(comfyui: tuple[Path, Path]) -> dict[str, str | None]:
+    return outcome("native_checks.py", comfyui)
 
 
 @pytest.fixture(scope="module")
-def memory() -> dict[str, str | None]:
-    return outcome("memory_checks.py")
+def memory(comfyui: tuple[Path, Path]) -> dict[str, str | None]:
+    return outcome("memory_checks.py", comfyui)
 
 
 @pytest.fixture(scope="module")
-def patches() -> dict[str, dict]:
-    return outcome("patch_checks.py")
+def patches(comfyui: tuple[Path, Path]) -> dict[str, dict]:
+    return outcome("patch_checks.py", comfyui)
 
 
 def table(first: str) -> dict[str, str]:
@@ -92,10 +86,12 @@ def test_patches_give_what_they_give_on_the_host_s_own_model(patches: dict[str, 
 
 
 @pytest.mark.skipif("COMPILE" not in os.environ, reason="compiles C++ for minutes: set COMPILE=1")
-def test_the_compile_node_with_its_real_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_compile_node_with_its_real_compiler(
+    comfyui: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """One graph for each number of tokens of ours, and one for the host's own model."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # really compiled, here and now
-    found = outcome("compile_checks.py")
+    found = outcome("compile_checks.py", comfyui)
     assert found["breaks"] == 0 and found["graphs"] == 3, found
     assert found["difference"] <= min(1e-4, 5 * float(table("patch")[COMPILED])), found
 
@@ -128,9 +124,9 @@ def test_little_memory(memory: dict[str, str | None], check: str):
     assert memory[check] is None, memory[check]
 
 
-def test_every_sampler_with_every_scheduler():
+def test_every_sampler_with_every_scheduler(comfyui: tuple[Path, Path]):
     """No combination that the host's own SD 1.5 bears fails on our MODEL."""
-    results = outcome("sampler_checks.py")
+    results = outcome("sampler_checks.py", comfyui)
     assert len(results) > 300
     assert sum(theirs == "ok" for _, theirs in results.values()) > 300
     assert [name for name, (ours, theirs) in results.items() if theirs == "ok" != ours] == []

@@ -13,8 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from .conftest import HOW_TO_GET_IT
-from .host import Host, find_host
+from .host import Host
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRIES = ("Repository", "PublisherId", "DisplayName", "Icon", "version", "description")
@@ -131,15 +130,14 @@ def test_an_archive_that_differs_is_refused(registry: ModuleType, tmp_path: Path
 
 @pytest.mark.host
 @pytest.mark.slow
-def test_what_is_packed_runs_in_comfyui(registry: ModuleType, tmp_path: Path):
-    found = find_host()
-    if found is None:
-        pytest.skip(HOW_TO_GET_IT)
+def test_what_is_packed_runs_in_comfyui(
+    registry: ModuleType, comfyui: tuple[Path, Path], tmp_path: Path
+):
     pack = tmp_path / "pack"
     for name in registry.packed_files():
         (pack / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, pack / name)
-    with Host.start(*found, pack, tmp_path / "base", name="paint-by-example") as host:
+    with Host.start(*comfyui, pack, tmp_path / "base", name="paint-by-example") as host:
         run = host.run(
             {
                 "1": {"class_type": "PBEExampleInputs", "inputs": {"scene": "dune"}},

@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from pbe_model import PaintByExample
-from pbe_model.checkpoints import save as saving
 from training.cli import main
 from training.config import RunConfig, load_config, to_toml
 from training.data.dataset import Stream, keyed_rng, shuffled
 from training.loop import train
 
-from .runs import SMALL, randomise, run_config
+from ..limits import largest_file
+from .runs import run_config
 
 LAST = 2**64 - 1
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole model to start from."""
-    torch.manual_seed(0)
-    model = PaintByExample(SMALL)
-    randomise(model)
-    path = tmp_path_factory.mktemp("base") / "base.safetensors"
-    saving.save_model(path, model)
-    return path
-
-
-@pytest.fixture(scope="module")
-def run(photos: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(photos: Path, small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with the largest seed there is."""
     folder = tmp_path_factory.mktemp("finished")
-    train(run_config(photos, folder / "run", base, steps=2, seed=LAST))
+    train(run_config(photos, folder / "run", small_checkpoint, steps=2, seed=LAST))
     return folder / "run"
 
 
@@ -49,18 +34,6 @@ def everything(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-@contextmanager
-def full_disk(room: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes, as where the disk is full."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("room", [0, 600, 100_000])
 @pytest.mark.parametrize("layout", ["safetensors", "official"])
 def test_an_export_onto_a_full_disk_leaves_nothing(
@@ -68,7 +41,7 @@ def test_an_export_onto_a_full_disk_leaves_nothing(
 ) -> None:
     before = everything(run)
     out = tmp_path / ("new.safetensors" if layout == "safetensors" else "new.ckpt")
-    with full_disk(room):
+    with largest_file(room):
         assert main(["export", str(run), str(out), "--to", layout]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith(f"pbe-train: cannot write {out}: File too large")
@@ -129,10 +102,10 @@ def test_a_configuration_takes_every_seed(run: Path) -> None:
 
 
 def test_a_run_whose_messages_nobody_reads_is_the_same_run(
-    photos: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the terminal of a run is closed."""
-    config = run_config(photos, tmp_path / "run", base, steps=1)
+    config = run_config(photos, tmp_path / "run", small_checkpoint, steps=1)
     (tmp_path / "run.toml").write_text(to_toml(config), encoding="utf-8")
     reader, writer = os.pipe()
     os.close(reader)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training.picture_grid import Pictures, picture_grid
 from training.progress import duration
 from training.runlog import BINS, RunLog, Window
+
+from ..limits import largest_file
 
 TWO = Pictures(images=torch.zeros(2, 3, 96, 96), titles=("photo", "decoded"))
 
@@ -106,17 +105,6 @@ def test_small_pictures_are_enlarged_pixel_by_pixel() -> None:
         block = grid[16 + 3 * y : 19 + 3 * y, 3 * x : 3 * x + 3].reshape(9, 3)
         expected = ((picture[0, :, y, x] + 1) * 127.5).round()
         assert (block == expected.numpy()).all()
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The system refuses to write beyond, as it would on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_costs_lines_until_there_is_room(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,8 @@ import torch
 from torch import nn
 
 from training import checkpoints as state
+
+from ..limits import largest_file
 
 
 def names(folder: Path) -> list[int]:
@@ -42,13 +43,8 @@ def test_saving_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_leaves_the_old_one(tmp_path: Path) -> None:
     """Here the system refuses files beyond a size, at the same place as it would for space."""
     state.save(tmp_path, 1, {"module": {"w": torch.ones(10)}}, keep=1)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        with pytest.raises(OSError):
-            state.save(tmp_path, 2, {"module": {"w": torch.ones(100_000)}}, keep=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with largest_file(100_000), pytest.raises(OSError):
+        state.save(tmp_path, 2, {"module": {"w": torch.ones(100_000)}}, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
     saved = state.load_newest(tmp_path)
     assert saved is not None and saved["module"]["w"].sum() == 10

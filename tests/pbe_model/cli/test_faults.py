@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pbe_model.checkpoints.save import save_model
 from pbe_model.cli.main import main
 from pbe_model.model import PaintByExample
 
+from ...limits import largest_file
 from ..small import small_model
 
 RNG = np.random.default_rng(0)
@@ -57,21 +59,12 @@ def everything(folder: Path) -> dict[str, bytes | None]:
     }
 
 
+full_disk = partial(largest_file, 600)
+
+
 @contextmanager
 def nothing() -> Iterator[None]:
     yield
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond some hundred bytes, as where the disk is full."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager
