@@ -101,6 +101,10 @@ class LossConfig(_Strict):
     the pure noise of zero_terminal_snr."""
     v_weight: bool = False
     """Weigh timesteps as a loss on v would, so that the noisiest count too (arXiv 2202.00512)."""
+    timestep_shift: float = Field(default=1.0, gt=0, le=100)
+    """Timesteps are drawn as `s u / (1 + (s - 1) u)` of the schedule, with u uniform (arXiv
+    2403.03206, section 5.3.2): above 1 favours the noisy ones, at which the exemplar decides what
+    appears; 1 is the paper's."""
     keep_weight: float = Field(default=1.0, ge=0)
     """Weight of the error where the photo is kept; 1 inside the hole. The network copies what is
     kept, so a short training spends most of a plain mean on what is no news."""

@@ -21,7 +21,7 @@ from pbe_model.config import CONFIGS, PBEConfig
 from pbe_model.editing.denoise import InpaintInputs, guided
 from pbe_model.model import PaintByExample
 from pbe_model.networks.exemplar_encoder import normalise
-from pbe_model.networks.layers import ResBlock, SpatialTransformer
+from pbe_model.networks.layers import BasicTransformerBlock, ResBlock, SpatialTransformer
 from pbe_model.networks.unet import UNet
 from pbe_model.networks.vae import AutoencoderKL
 from pbe_model.sampling.samplers import sample
@@ -219,7 +219,7 @@ class Noised(Dataset[dict[str, Any]]):
     def __getitem__(self, sample_index: int) -> dict[str, Any]:
         """A sample, its `timestep`, whether its condition is dropped (`drop`), and `noise`."""
         rng = keyed_rng(self.seed, sample_index, Stream.NOISE)
-        timestep = rng.integers(self.num_timesteps)
+        timestep = self._timestep(rng)
         drop = rng.random() < self.loss.drop_condition
         noise = rng.standard_normal(self.shape, np.float32)
         offset = rng.standard_normal((self.shape[0], 1, 1), np.float32)
@@ -231,6 +231,13 @@ class Noised(Dataset[dict[str, Any]]):
         if self.posterior:
             drawn["posterior"] = rng.standard_normal((2, *self.shape), np.float32)
         return {**self.samples[sample_index], **drawn}
+
+    def _timestep(self, rng: np.random.Generator) -> int:
+        shift, drawn = self.loss.timestep_shift, rng.integers(self.num_timesteps)
+        if shift == 1:
+            return int(drawn)
+        uniform = (drawn + 0.5) / self.num_timesteps
+        return int(self.num_timesteps * shift * uniform / (1 + (shift - 1) * uniform))
 
 
 def diffusion_loss(
@@ -386,6 +393,11 @@ def initialise(unet: UNet, *, identity: bool = True) -> None:
             nn.init.zeros_(last.weight)
             assert last.bias is not None
             nn.init.zeros_(last.bias)
+        if isinstance(module, BasicTransformerBlock):
+            # Two linear layers in a row, which would hand on a third of a token's variance each.
+            for linear in (module.attn2.to_v, *module.attn2.to_out.children()):
+                if isinstance(linear, nn.Linear):
+                    linear.weight.mul_(3**0.5)
 
     if not identity:
         return

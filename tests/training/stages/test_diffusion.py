@@ -51,6 +51,20 @@ def test_one_in_five_conditions_is_dropped_and_timesteps_are_uniform(
     assert torch.corrcoef(torch.stack([drop, timestep]))[0, 1].abs() < 0.1
 
 
+@pytest.mark.parametrize("shift", [4.0, 0.25])
+def test_shifted_timesteps(photos: Path, tmp_path: Path, first_stage: Path, shift: float) -> None:
+    made = stage(
+        photos, tmp_path, first_stage, **{"loss.timestep_shift": shift, "data.geometry_variants": 1}
+    )
+    samples: list[dict[str, Any]] = [{} for _ in range(2000)]
+    noised = Noised(samples, (1, 1, 1), made.num_timesteps, made.run, posterior=False)  # pyright: ignore[reportArgumentType]
+    timestep = torch.tensor([noised[number]["timestep"] for number in range(2000)]) / 1000
+    assert timestep.min() >= 0 and timestep.max() < 1
+    # Where u = s u' / (1 + (s - 1) u') is 1/2, the uniform u' is 1 / (1 + s).
+    share = (timestep < 0.5).float().mean()
+    assert abs(share - 1 / (1 + shift)) < 4 * 0.5 / 2000**0.5
+
+
 @pytest.mark.parametrize(("tokens", "train_tower"), [("class", False), ("all", True)])
 def test_what_is_trained(
     photos: Path, tmp_path: Path, small_checkpoint: Path, tokens: str, train_tower: bool
