@@ -75,6 +75,7 @@ class Diffusion:
                 seed=config.seed,
                 device=device,
             )
+            self.model.vae.to(memory_format=torch.channels_last)
             encoder = LatentEncoder(self.model.vae, device, at_once=2 * LatentPool.GROUP)
             workers = -(-data.workers // 4)
             self._bank = LatentPool(recipes, self._textures, encoder, config.batch_size, workers)
