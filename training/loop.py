@@ -110,6 +110,39 @@ class _Update:
     """Whether any process had no samples for this update, which then counts for nothing."""
 
 
+class _Figures:
+    """An update's figures on their way to the CPU.
+
+    Args:
+        packed: Sums over processes: of the named ones, of `skipped`, `stop`, `failed`, of `bins`.
+        named: In their order.
+        processes: How many there are.
+    """
+
+    def __init__(self, packed: Tensor, named: list[str], processes: int) -> None:
+        self._named = named
+        self._processes = processes
+        self._copied: torch.cuda.Event | None = None
+        if packed.device.type == "cuda":
+            packed = packed.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        self._packed = packed
+
+    def wait(self) -> _Update:
+        """The figures, as soon as they are there; what was queued later may be under way still."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        numbers = iter(self._packed.tolist())  # taken below in the order of packing
+        return _Update(
+            figures={name: next(numbers) / self._processes for name in self._named},
+            skipped=int(next(numbers)),
+            stop=next(numbers) > 0,
+            failed=next(numbers) > 0,
+            bins=([next(numbers) for _ in range(BINS)], list(numbers)),
+        )
+
+
 class _Batches:
     """Micro-batches of one process, forever, on its device.
 
@@ -261,15 +294,17 @@ class Trainer:
                 for group in self.prepared_optimizer.param_groups:
                     group["lr"] = rate
 
-                # Until `_reduce` the CPU only queues work. There it waits once, for the loss and
-                # gradient norm of all processes, so that an update that is not finite is left out.
+                # The CPU only queues work, and waits once: for the loss and gradient norm of all
+                # processes, so that an update that is not finite is left out. Meanwhile, and while
+                # it queues the optimizer's work, the device makes the next batch.
                 micro_batches = self._forward_and_backward(batches)
                 grad_norm = self.optimizer.clip(config.optim.clip)
-                if ahead and self.step + 1 < config.steps:
-                    batches.prepare()
-                update = self._reduce(
+                figures = self._reduce(
                     micro_batches, grad_norm, stop=bool(signals), failed=batches.failure is not None
                 )
+                if ahead and self.step + 1 < config.steps:
+                    batches.prepare()
+                update = figures.wait()
                 if update.failed:
                     self._end_without_samples(log, batches.failure)
                 self._step_if_finite(update)
@@ -277,7 +312,7 @@ class Trainer:
                 self.step += 1
                 self.samples += config.batch_size
                 for ema in self.averages.values():
-                    ema.update(self.stage.module, self.step)
+                    ema.update(self.step)
                 log.advance()
 
                 last = self.step == config.steps
@@ -412,11 +447,10 @@ class Trainer:
 
     def _reduce(
         self, local: _MicroBatches, grad_norm: Tensor, *, stop: bool, failed: bool
-    ) -> _Update:
-        """Add up over processes, and bring to the CPU, all that an update has to tell.
+    ) -> _Figures:
+        """Add up over processes, and begin to bring to the CPU, all that an update has to tell.
 
-        It goes as one tensor, because reading from the device waits until the device is done: this
-        is the one place in an update that waits.
+        It goes as one tensor, because each reading from the device waits for it.
         """
         device, processes = self.accelerator.device, self.accelerator.num_processes
         named = {**local.figures, "grad_norm": grad_norm}
@@ -425,14 +459,7 @@ class Trainer:
         packed = torch.stack([*(value.float() for value in named.values()), *counts])
         reduced = self.accelerator.reduce(torch.cat([packed, local.bins.flatten()]), "sum")
         assert isinstance(reduced, Tensor)
-        numbers = iter(reduced.tolist())  # taken below in the order of packing
-        return _Update(
-            figures={name: next(numbers) / processes for name in named},
-            skipped=int(next(numbers)),
-            stop=next(numbers) > 0,
-            failed=next(numbers) > 0,
-            bins=([next(numbers) for _ in range(BINS)], list(numbers)),
-        )
+        return _Figures(reduced, list(named), processes)
 
     def _step_if_finite(self, update: _Update) -> None:
         """Make the update, or leave the weights, the moments and the log as they are.

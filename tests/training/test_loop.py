@@ -182,7 +182,7 @@ def test_an_update_reads_from_the_device_once(
     def update() -> None:
         found = trainer._forward_and_backward(batches)
         norm = trainer.optimizer.clip(config.optim.clip)
-        trainer._step_if_finite(trainer._reduce(found, norm, stop=False, failed=False))
+        trainer._step_if_finite(trainer._reduce(found, norm, stop=False, failed=False).wait())
 
     update()  # the first one fills the tables of the noise schedule, on the CPU
     with Reads() as reads:

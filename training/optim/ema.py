@@ -62,14 +62,14 @@ class EMA:
     def __init__(self, module: nn.Module, weight: Callable[[int], float]) -> None:
         self.weight = weight
         self.average = {name: p.clone() for name, p in checkpoints.trainable(module).items()}
+        parameters = dict(module.named_parameters())  # looking for them anew takes longer than all
+        self._parameters: list[Tensor] = [parameters[name] for name in self.average]
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Include the parameters after update number `step` (from 1)."""
-        new = dict(module.named_parameters())
-        names = list(self.average)
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            [self.average[n] for n in names], [new[n] for n in names], 1 - self.weight(step)
+            list(self.average.values()), self._parameters, 1 - self.weight(step)
         )
 
     @torch.no_grad()

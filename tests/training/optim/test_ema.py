@@ -30,7 +30,7 @@ def test_classic_average_follows_its_recursion() -> None:
     expected = torch.tensor([1.0, -1.0])
     for step in range(1, 20):
         set_to(trained, [step, step**2])
-        ema.update(trained, step)
+        ema.update(step)
         decay = min(0.5, step / (step + 9))
         expected = decay * expected + (1 - decay) * torch.tensor([step, step**2])
     torch.testing.assert_close(ema.average["weight"], expected)
@@ -52,7 +52,7 @@ def test_power_function_average_weighs_steps_by_their_power(length: float) -> No
     values = np.sin(np.arange(1, steps + 1) / 20)
     for step, value in enumerate(values, start=1):
         set_to(trained, [float(value)])
-        ema.update(trained, step)
+        ema.update(step)
     edges = (np.arange(steps + 1) / steps) ** (gamma + 1)
     assert ema.average["weight"].item() == pytest.approx(values @ np.diff(edges), abs=1e-4)
 
@@ -67,7 +67,7 @@ def walk(tmp_path: Path, lengths: list[float], steps: int = 600) -> dict[float, 
         place = place + 0.05 * torch.randn(2, generator=generator)
         set_to(trained, place.tolist())
         for ema in averages.values():
-            ema.update(trained, step)
+            ema.update(step)
         if step % 25 == 0:
             save_snapshot(tmp_path, step, {length: averages[length] for length in (0.05, 0.1)})
     return averages
