@@ -7,6 +7,7 @@ report repeats from a file is escaped and short.
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -144,7 +145,8 @@ def numbered_lines(
     """The lines of a text file that are not blank, stripped and numbered from 1; a generator.
 
     Args:
-        path: UTF-8 with or without a byte order mark, with any line ends.
+        path: UTF-8 with or without a byte order mark, or UTF-16 with one, as some Windows
+            programs save text; with any line ends.
         limit: Largest size in bytes.
         errors: What to do with bytes that are not UTF-8, as for `open`.
 
@@ -154,7 +156,8 @@ def numbered_lines(
     name, number = printable(path), 0
     try:
         with open_regular(path, limit) as file:
-            text = io.TextIOWrapper(file, "utf-8-sig", errors)
+            utf_16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            text = io.TextIOWrapper(file, "utf-16" if utf_16 else "utf-8-sig", errors)
             while line := text.readline(MAX_LINE):
                 number += 1
                 if len(line) == MAX_LINE:

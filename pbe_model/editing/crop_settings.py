@@ -72,6 +72,8 @@ class CropSettings:
                 raise ValueError(f"{name} is {shown(length)}; give at most {_MOST} pixels")
             if length is not None and self.multiple is not None:
                 _check_length(name, length, self.multiple)
+            elif length is not None and length < 1:  # of no model's multiple
+                raise ValueError(f"{name} is {shown(length)}; give 1 or more pixels")
         for name, mask in (("context_mask", self.context_mask), ("blend_mask", self.blend_mask)):
             if mask is not None:
                 check_mask(name, mask)

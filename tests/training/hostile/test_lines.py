@@ -93,6 +93,9 @@ def test_numbers_are_kept_as_floats_by_the_filter_and_cut_by_the_index(
 def test_lines_are_read_in_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = put(tmp_path / "lines.txt", b"\xef\xbb\xbfa\r\n\r\nb\rc\n")
     assert list(numbered_lines(text)) == [(1, "a"), (3, "b"), (4, "c")]
+    for encoding in ("utf-16-le", "utf-16-be"):
+        wide = put(tmp_path / encoding, "\ufeffa\r\n\r\nb\n".encode(encoding))
+        assert list(numbered_lines(wide)) == [(1, "a"), (3, "b")]
     with pytest.raises(ValueError, match="has 12 bytes, and 10 are the most"):
         list(numbered_lines(text, 10))
     monkeypatch.setattr(untrusted, "MAX_LINE", 8)
