@@ -11,6 +11,7 @@ from .example import PBEExampleInputs
 from .exemplar import PBEExemplarEncoder
 from .folders import register_folders
 from .loader import PBELoader
+from .lora import PBELoadLoRA
 from .mask import PBEMaskAugmenter
 from .outpaint import PBEOutpaint
 from .replace import PBEPaint, PBEPaintGenerated, register_replacements
@@ -34,6 +35,7 @@ class PaintByExampleExtension(ComfyExtension):
         """The node classes, in the order of a typical graph."""
         return [
             PBELoader,
+            PBELoadLoRA,
             PBEExampleInputs,
             PBEMaskAugmenter,
             PBEExemplarEncoder,

@@ -6,6 +6,7 @@ native VAE (`first_stage`), the exemplar encoder an object with a model patcher 
 dtype flags work on them as on its own models.
 """
 
+from .adapters import with_adapter
 from .conditioning import Conditioning, check_order, check_tagged, separate, tagged
 from .denoiser import load_model, pbe_config
 from .encoder import HostEncoder
@@ -32,4 +33,5 @@ __all__ = [
     "separate",
     "show",
     "tagged",
+    "with_adapter",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+import comfy.lora
 import comfy.model_patcher
 import comfy.utils
 from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter
@@ -30,7 +31,7 @@ _ROLES = {
 }  # fmt: skip
 """What the host's adapters hold, in their order."""
 
-_CONVERT = "run pbe convert LORA OUT.safetensors --to lora, and load what it writes"
+_CONVERT = "load it with Load LoRA (Paint by Example)"
 _REMEDY = (
     "give a LoRA for Stable Diffusion 1.x with a checkpoint of its sizes, or one that was trained "
     "on this checkpoint"
@@ -52,6 +53,31 @@ def checking(
 
     Checking.__name__ = Checking.__qualname__ = patcher.__name__
     return Checking
+
+
+def with_adapter(
+    model: comfy.model_patcher.ModelPatcher, tensors: Mapping[str, Tensor], strength: float
+) -> tuple[comfy.model_patcher.ModelPatcher, int, list[str]]:
+    """A MODEL with an adapter.
+
+    Args:
+        model: Left as it is.
+        tensors: Under the names of kohya's trainers.
+        strength: Factor of the change.
+
+    Returns:
+        The MODEL, how many of its layers change, and the names of layers that it does not have.
+
+    Raises:
+        ValueError: As `check_patches`.
+    """
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    layers = dict.fromkeys(name.partition(".")[0] for name in tensors)
+    patches = comfy.lora.load_lora(dict(tensors), known, log_missing=False)
+    patched = model.clone()
+    patched.add_patches(patches, strength)
+    unknown = [layer for layer in layers if layer not in known]
+    return patched, len(layers) - len(unknown), unknown
 
 
 def check_patches(model: Any, patches: Mapping[Any, Any]) -> None:

@@ -40,14 +40,16 @@ _LARGEST = 2**26  # numbers in a matrix that is multiplied out; the widest layer
 
 @dataclass(frozen=True)
 class Converted:
-    """What became of an adapter's tensors."""
+    """An adapter under kohya's names, and what became of the tensors in its file."""
 
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    """Of the file, as far as it concerns the model."""
     layers: int
     of_text_encoder: list[str]
     unknown: list[str]
 
 
-@torch.no_grad()
 def convert_adapter(
     source: str | Path, out: str | Path, dtype: torch.dtype | None = None
 ) -> Converted:
@@ -59,10 +61,29 @@ def convert_adapter(
         dtype: Type of the tensors in it; `None` keeps theirs.
 
     Raises:
-        ValueError: As `apply_lora`, but for what only a model tells.
+        ValueError: As `read_as_kohya`; `out` is the source.
     """
-    file, out = read_adapter(Path(source)), Path(out)
-    if out.exists() and out.samefile(file.path):
+    out = Path(out)
+    found = read_as_kohya(source, out)
+    types = dict.fromkeys(found.tensors, dtype) if dtype else {}
+    with replacing(out) as part:
+        write_safetensors(part, found.tensors, {"format": "pt", **found.metadata}, dtypes=types)
+    return found
+
+
+@torch.no_grad()
+def read_as_kohya(source: str | Path, out: Path | None = None) -> Converted:
+    """Read an adapter of any kind under the names of kohya's trainers.
+
+    Args:
+        source: What `apply_lora` reads.
+        out: A file that is to be written of it.
+
+    Raises:
+        ValueError: As `apply_lora`, but for what only a model tells; `out` is the source.
+    """
+    file = read_adapter(Path(source))
+    if out is not None and out.exists() and out.samefile(file.path):
         raise ValueError(f"{out} is the adapter to convert; choose another name")
     if other := family(file.tensors):
         raise ValueError(f"{file.path} is an adapter for {other}, which this model cannot use")
@@ -73,7 +94,7 @@ def convert_adapter(
             f"{file.path} holds {name}, which is no part of an adapter for the denoiser of Stable "
             "Diffusion 1.x that can be read; give a LoRA, LoCon, LoHa, LoKr or DoRA"
         )
-    written: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for layer, stored in found.parts.items():
         parts = {role: file.tensors[name] for role, name in stored.items()}
         by_name = {stored[role]: tensor for role, tensor in parts.items() if role != "alpha"}
@@ -87,12 +108,9 @@ def convert_adapter(
             cast(f"{file.path}: {shown(name)}", tensor)
         prefix = f"lora_{layer}" if layer.startswith("encoder_") else f"lora_unet_{layer}"
         for role, tensor in _as_kohya(parts, file.scales, next(iter(stored.values()))).items():
-            written[f"{prefix}.{_KOHYA.get(role, role)}"] = tensor
+            tensors[f"{prefix}.{_KOHYA.get(role, role)}"] = tensor
     metadata = {k: v for k, v in file.metadata.items() if k == METADATA_KEY}
-    types = dict.fromkeys(written, dtype) if dtype else {}
-    with replacing(out) as part:
-        write_safetensors(part, written, {"format": "pt", **metadata}, dtypes=types)
-    return Converted(len(found.parts), found.of_text_encoder, found.unknown)
+    return Converted(tensors, metadata, len(found.parts), found.of_text_encoder, found.unknown)
 
 
 def _is_modest(parts: dict[str, Tensor]) -> bool:

@@ -5,6 +5,7 @@ Runs inside the host's interpreter; `test_native.py` starts it, with the argumen
 """
 
 import copy
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 lora = ours("pbe_model.checkpoints.adapter_apply")
 names = ours("pbe_model.checkpoints.adapter_names")
+convert = ours("pbe_model.checkpoints.adapter_convert")
 STRENGTH = 0.7
 
 Files = dict[str, Tensor]
@@ -48,12 +50,28 @@ class Parts:
             if isinstance(found[path], kinds or (nn.Linear, nn.Conv2d)):
                 yield path, name, found[path]
 
-    def agree(self, tensors: Files, expected: int, tolerance: float = 1e-5) -> None:
-        """Check that host and package make the same weights of a file."""
-        path = self.folder / "lora.safetensors"
-        save_file({n: t.contiguous() for n, t in tensors.items()}, path)
+    def by_the_host(self, path: Path):
+        """The MODEL with an adapter as the host's loader reads it."""
         loaded = comfy.utils.load_torch_file(str(path), safe_load=True)
-        patched, _ = comfy.sd.load_lora_for_models(self.model, None, loaded, STRENGTH, 0)
+        return comfy.sd.load_lora_for_models(self.model, None, loaded, STRENGTH, 0)[0]
+
+    def by_our_node(self, path: Path):
+        """The same as Load LoRA (Paint by Example) does it."""
+        found = convert.read_as_kohya(path)
+        patched, layers, unknown = adapter.with_adapter(self.model, found.tensors, STRENGTH)
+        assert (layers, unknown) == (found.layers, [])
+        return patched
+
+    def agree(
+        self, tensors: Files, expected: int, tolerance: float = 1e-5, ours_alone: bool = False
+    ) -> None:
+        """Check that package, node and, unless told, the host make the same weights of a file."""
+        path = self.folder / "adapter_model.safetensors"
+        save_file({n: t.contiguous() for n, t in tensors.items()}, path)
+        for load in (self.by_our_node,) if ours_alone else (self.by_our_node, self.by_the_host):
+            self.agrees(load(path), path, expected, tolerance)
+
+    def agrees(self, patched, path: Path, expected: int, tolerance: float) -> None:
         theirs = adapter.denoiser_weights(patched)
         mine = copy.deepcopy(self.plain)
         applied = lora.apply_lora(mine, path, STRENGTH)
@@ -171,10 +189,11 @@ def check_lokr_of_halves(parts: Parts) -> None:
 def check_lokr_with_cores_is_refused_and_can_be_converted(parts: Parts) -> None:
     tensors = of_every_layer(parts, lokr(whole=False, core=True))
     refused(parts, tensors, "a Kronecker product with cores")
+    parts.agree(tensors, count(parts), ours_alone=True)
     parts.agree(converted(parts, tensors), count(parts))
 
 
-def check_peft_s_names_are_refused_and_can_be_converted(parts: Parts) -> None:
+def check_peft_s_names_are_refused_and_our_node_reads_them(parts: Parts) -> None:
     tensors: Files = {}
     for path, _, layer in parts.layers():
         name = f"base_model.model.{path.removeprefix('unet.')}"
@@ -183,12 +202,27 @@ def check_peft_s_names_are_refused_and_can_be_converted(parts: Parts) -> None:
                     f"{name}.lora_A.weight": rand(2, *columns)}  # fmt: skip
     refused(parts, tensors, "this LoRA changes nothing")
     parts.agree(converted(parts, tensors), count(parts))
+    stated = {"peft_type": "LORA", "r": 2, "lora_alpha": 6}
+    config = parts.folder / "adapter_config.json"
+    config.write_text(json.dumps(stated))
+    try:
+        parts.agree(tensors, count(parts), ours_alone=True)
+    finally:
+        config.unlink()
+
+
+def check_our_node_tells_what_the_model_does_not_have(parts: Parts) -> None:
+    name, layer = next((name, layer) for _, name, layer in parts.layers(nn.Linear))
+    own, other = halves(name, layer.weight), halves("lora_unet_mid_block_other", layer.weight)
+    patched, layers, unknown = adapter.with_adapter(parts.model, own | other, 1.0)
+    assert (layers, unknown) == (1, ["lora_unet_mid_block_other"]) and patched is not parts.model
+    assert not parts.model.patches and patched.patches
 
 
 def converted(parts: Parts, tensors: Files) -> Files:
     source, out = (parts.folder / f"{name}.safetensors" for name in ("source", "out"))
     save_file({n: t.contiguous() for n, t in tensors.items()}, source)
-    ours("pbe_model.checkpoints.adapter_convert").convert_adapter(source, out)
+    convert.convert_adapter(source, out)
     return load_file(out)
 
 

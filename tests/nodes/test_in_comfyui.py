@@ -31,6 +31,7 @@ WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 SCENES = ROOT / "pbe_model/assets/scenes"
 NODES = (
     "PBELoader",
+    "PBELoadLoRA",
     "PBEExampleInputs",
     "PBEExemplarEncoder",
     "PBESaveExemplar",
