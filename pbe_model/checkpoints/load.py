@@ -46,6 +46,8 @@ class Report:
     """Official names of the tensors that a model takes from the file."""
     renamed: dict[str, str]
     missing: list[str]
+    misshapen: list[str]
+    """Of another shape than the model's."""
     unexpected: list[str]
     dropped: list[str]
     foreign: list[str]
@@ -105,15 +107,18 @@ def check_fit(
         for kind, names in (
             ("missing", [n for n in expected if n not in tensors]),
             ("unexpected", [n for n in tensors if n not in expected]),
-            (
-                "of another shape",
-                [n for n in expected if n in tensors and tensors[n].shape != expected[n].shape],
-            ),
+            ("of another shape", _misshapen(expected, tensors)),
         )
         if names
     ]
     if problems:
         raise ValueError(f"{source} does not fit the model: {'; '.join(problems)}; {remedy}")
+
+
+def _misshapen(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor | Deferred]
+) -> list[str]:
+    return [n for n in expected if n in tensors and tensors[n].shape != expected[n].shape]
 
 
 def load_parts(model: PaintByExample, tensors: Mapping[str, Tensor], source: object) -> list[str]:
@@ -234,6 +239,7 @@ def report(file: Checkpoint) -> Report:
         kept=[n for n in expected if n in file.tensors],
         renamed=file.renamed,
         missing=[n for n in expected if n not in file.tensors],
+        misshapen=_misshapen(expected, file.tensors),
         unexpected=[n for n in file.tensors if n not in expected],
         dropped=file.dropped,
         foreign=file.foreign,

@@ -261,6 +261,7 @@ def _inspect(args: argparse.Namespace) -> int:
         "renamed": f"{len(report.renamed):,}",
         "notes": "; ".join(report.notes) or "none",
         "missing": _names(report.missing),
+        "misshapen": _names(report.misshapen),
         "unexpected": _names(report.unexpected),
         "dropped": _names(report.dropped),
         "not run": _names(report.foreign),

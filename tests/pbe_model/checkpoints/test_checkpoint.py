@@ -432,9 +432,11 @@ def test_an_incomplete_part_or_none_is_refused(tensors):
 def test_inspect_tells_what_is_there_and_what_is_not(tmp_path, tensors):
     changed = {n: t.half() for n, t in tensors.items() if n != "proj_out.bias"}
     changed["extra"], changed["logvar"] = noise(3), noise(2)
+    changed["proj_out.weight"] = noise(3)
     path = write(tmp_path / "model.safetensors", changed, author="me", format="pt")
     report = inspect(path)
     assert report.missing == ["proj_out.bias"]
+    assert report.misshapen == ["proj_out.weight"]
     assert report.unexpected == ["extra"]
     assert report.dropped == ["logvar"]
     assert report.dtypes == ["float16", "float32"]

@@ -197,7 +197,7 @@ FILES: Table = {
     "weights_int8": _folder("not a weight type", _stranger(torch.int8)),
     "weights_int16": _folder("not a weight type", _stranger(torch.int16)),
     "two_faced": _folder("its directory is not where", _pickled(_two_faced)),
-    "pickle_list": _folder("but list", _pickled(checkpoint(b"]"))),
+    "pickle_list": _folder("of type list", _pickled(checkpoint(b"]"))),
     "pickle_of_nothing": _folder(
         "does not fit", _pickled(checkpoint(table(a=number(1)))), ("inspect", "train")
     ),
