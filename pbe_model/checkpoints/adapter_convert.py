@@ -42,6 +42,7 @@ _LARGEST = 2**26  # numbers in a matrix that is multiplied out; the widest layer
 class Converted:
     """An adapter under kohya's names, and what became of the tensors in its file."""
 
+    path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
     """Of the file, as far as it concerns the model."""
@@ -63,8 +64,9 @@ def convert_adapter(
     Raises:
         ValueError: As `read_as_kohya`; `out` is the source.
     """
-    out = Path(out)
-    found = read_as_kohya(source, out)
+    found, out = read_as_kohya(source), Path(out)
+    if out.exists() and out.samefile(found.path):
+        raise ValueError(f"{out} is the adapter to convert; choose another name")
     types = dict.fromkeys(found.tensors, dtype) if dtype else {}
     with replacing(out) as part:
         write_safetensors(part, found.tensors, {"format": "pt", **found.metadata}, dtypes=types)
@@ -72,19 +74,16 @@ def convert_adapter(
 
 
 @torch.no_grad()
-def read_as_kohya(source: str | Path, out: Path | None = None) -> Converted:
+def read_as_kohya(source: str | Path) -> Converted:
     """Read an adapter of any kind under the names of kohya's trainers.
 
     Args:
         source: What `apply_lora` reads.
-        out: A file that is to be written of it.
 
     Raises:
-        ValueError: As `apply_lora`, but for what only a model tells; `out` is the source.
+        ValueError: As `apply_lora`, but for what only a model tells.
     """
     file = read_adapter(Path(source))
-    if out is not None and out.exists() and out.samefile(file.path):
-        raise ValueError(f"{out} is the adapter to convert; choose another name")
     if other := family(file.tensors):
         raise ValueError(f"{file.path} is an adapter for {other}, which this model cannot use")
     found = sort_layers(file.tensors, lambda layer: layer if _OF_DENOISER.match(layer) else None)
@@ -110,7 +109,9 @@ def read_as_kohya(source: str | Path, out: Path | None = None) -> Converted:
         for role, tensor in _as_kohya(parts, file.scales, next(iter(stored.values()))).items():
             tensors[f"{prefix}.{_KOHYA.get(role, role)}"] = tensor
     metadata = {k: v for k, v in file.metadata.items() if k == METADATA_KEY}
-    return Converted(tensors, metadata, len(found.parts), found.of_text_encoder, found.unknown)
+    return Converted(
+        file.path, tensors, metadata, len(found.parts), found.of_text_encoder, found.unknown
+    )
 
 
 def _is_modest(parts: dict[str, Tensor]) -> bool:
