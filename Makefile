@@ -20,11 +20,9 @@ DATA ?=
 demo: $(VENV)/ready
 	$(BIN)/pbe demo --out demo_out
 
-# Threads that wait leave the cores to the other processes, of which there is one more than cores: many tests wait for a
-# ComfyUI, a browser or a run of their own.
+# Threads that wait leave the cores to the other processes.
 test: $(VENV)/ready
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) \
-		--maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # With a ComfyUI and a browser as the tests have them; with DATA=FOLDER, a set that `pbe-train prepare demo` has made,
 # the table of figures as well (ten minutes).

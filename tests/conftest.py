@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-LONGEST = ("test_surviving.py", "test_native.py", "test_first_minute_in_browser.py")
+LONGEST = ("test_surviving.py",)
 """Minutes each: begun last, one process would work on it while the others have nothing to do."""
 
 
