@@ -40,6 +40,7 @@ from training.demo.recipes import Recipes, endless
 from training.stages.diffusion import initialise
 from training.stages.graphs import Graph
 from training.stages.latents import LatentEncoder
+from training.stages.loss import hole_mean
 
 EXEMPLARS = 4
 """Exemplars of each photo."""
@@ -50,6 +51,20 @@ TIMESTEPS = (999, 400)
 SCHEDULE = ScheduleConfig(prediction="v", zero_terminal_snr=True)
 
 _AT_ONCE = 32
+
+
+def _sizes(channels: int, mult: tuple[int, ...], attention: tuple[int, ...], blocks: int = 1):
+    return replace(
+        DEMO.unet,
+        model_channels=channels,
+        channel_mult=mult,
+        attention_resolutions=attention,
+        num_res_blocks=blocks,
+    )
+
+
+FOUR_LEVELS = _sizes(64, (1, 2, 2, 2), (2, 4, 8))
+"""What the variants are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +80,7 @@ class Variant:
         whitened: Whether tokens are turned so that all of their directions vary alike.
     """
 
-    unet: UNetConfig = DEMO.unet
+    unet: UNetConfig = FOUR_LEVELS
     lr: float = 1e-3
     batch: int = 32
     noisy: float = 1.0
@@ -73,18 +88,8 @@ class Variant:
     whitened: bool = False
 
 
-def _sizes(channels: int, mult: tuple[int, ...], attention: tuple[int, ...], blocks: int = 1):
-    return replace(
-        DEMO.unet,
-        model_channels=channels,
-        channel_mult=mult,
-        attention_resolutions=attention,
-        num_res_blocks=blocks,
-    )
-
-
 VARIANTS = {
-    "bundled": Variant(),
+    "four levels": Variant(),
     "noisier timesteps": Variant(noisy=0.5),
     "rate 2e-3": Variant(lr=2e-3),
     "batch 64": Variant(batch=64, lr=1.4e-3),
@@ -94,7 +99,7 @@ VARIANTS = {
     "down to 1": Variant(unet=_sizes(64, (1, 2, 2, 2, 2), (4, 8, 16))),
     "down to 1, wide there": Variant(unet=_sizes(64, (1, 2, 2, 2, 4), (8, 16))),
     "down to 1, wide inside": Variant(unet=_sizes(64, (1, 1, 2, 4, 4), (16,))),
-    "three levels of 128": Variant(unet=_sizes(128, (1, 1, 1), (2, 4))),
+    "bundled": Variant(unet=DEMO.unet),
     "wide inside": Variant(unet=_sizes(64, (1, 2, 2, 3), (2, 4, 8))),
 }
 
@@ -297,10 +302,8 @@ def _batch(variant: Variant, training: Samples, generator: torch.Generator) -> d
 
 
 def _optimizers(variant: Variant, unet: UNet) -> list[torch.optim.Optimizer]:
-    used = [p for p in unet.parameters()]
-    matrices = [p for p in used if variant.muon and p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in used if id(p) not in chosen]
+    matrices = [p for p in unet.parameters() if variant.muon and p.ndim == 2]
+    rest = [p for p in unet.parameters() if not (variant.muon and p.ndim == 2)]
     options = {"lr": variant.lr, "betas": (0.9, 0.99), "weight_decay": 0.01}
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, **options)]
     if matrices:
@@ -348,13 +351,7 @@ class Loss(nn.Module):
         with torch.autocast(latent.device.type, torch.bfloat16, cache_enabled=False):
             predicted = self.unet(x, batch["timestep"], batch["token"])
         error = predicted.float() - self.schedule.target(latent, noise, batch["timestep"])
-        return _inside(error.square(), keep, weight)
-
-
-def _inside(error: Tensor, keep: Tensor, weight: float) -> Tensor:
-    """Mean `(B,)` of errors `(B, z, h, w)`, with `weight` where `keep` is 1."""
-    share = 1 - keep * (1 - weight)
-    return (share * error.mean(1, keepdim=True)).flatten(1).sum(1) / share.flatten(1).sum(1)
+        return hole_mean(error.square(), keep, weight)
 
 
 @torch.no_grad()
@@ -385,7 +382,7 @@ def shrunk_error(vae: AutoencoderKL, held: Samples, side: int) -> float:
         small = F.interpolate(photo, size=2 * side, mode="area")
         coarse = F.interpolate(small, size=size, mode="bicubic").clamp(-1, 1)
         encoded = vae.encode(photo * (1 - hole) + coarse * hole).mean * scale
-        found.append(_inside((encoded - latent).square(), keep, 0.0))
+        found.append(hole_mean((encoded - latent).square(), keep, 0.0))
     return float(torch.cat(found).mean())
 
 

@@ -125,7 +125,8 @@ class DiffusionLoss(nn.Module):
         with nullcontext() if self.compiled else lean_autocast(x.device.type):
             predicted = self.unet(x, timestep, context)
         target = self.schedule.target(latent, noise, timestep)
-        error = self._mean((predicted.float() - target).square(), batch["keep_mask"])  # (B,)
+        error = (predicted.float() - target).square()
+        error = hole_mean(error, batch["keep_mask"], self.keep_weight)  # (B,)
         alpha = self.schedule.on_device("alphas_cumprod", timestep.device)[timestep]
         predicts_v = self.schedule.prediction == "v"
         weight = torch.ones_like(error)
@@ -152,10 +153,20 @@ class DiffusionLoss(nn.Module):
             values["thumbnail_mse"] = drawn.detach()
         return values
 
-    def _mean(self, error: Tensor, keep_mask: Tensor) -> Tensor:
-        """Mean `(B,)` over channels and places, weighted by what is kept, of `(B, z, h, w)`."""
-        if self.keep_weight == 1:
-            return error.flatten(1).mean(dim=1)
-        weight = 1 - keep_mask * (1 - self.keep_weight)  # (B, 1, h, w)
-        error = (weight * error.mean(dim=1, keepdim=True)).flatten(1).sum(dim=1)
-        return error / weight.flatten(1).sum(dim=1)
+
+def hole_mean(error: Tensor, keep_mask: Tensor, keep_weight: float) -> Tensor:
+    """Mean over channels and places, with a weight where the photo is kept and 1 in the hole.
+
+    Args:
+        error: `(B, z, h, w)`.
+        keep_mask: `(B, 1, h, w)` in [0, 1], 1 = keep.
+        keep_weight: 0 takes the hole alone.
+
+    Returns:
+        `(B,)`.
+    """
+    if keep_weight == 1:
+        return error.flatten(1).mean(dim=1)
+    weight = 1 - keep_mask * (1 - keep_weight)
+    error = (weight * error.mean(dim=1, keepdim=True)).flatten(1).sum(dim=1)
+    return error / weight.flatten(1).sum(dim=1)
