@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..pbe_model.checkpoints.adapter_convert import read_as_kohya
 from .adapter import show, with_adapter
 from .category import CATEGORY, SEARCHES
+from .folders import Choices
 
-FOLDER = "loras"
-NONE = "none in models/loras yet"
+LORAS = Choices(
+    "loras",
+    "none in models/loras yet",
+    "there is no LoRA in models/loras yet; put one there, then press R and choose it",
+)
 
 
 class PBELoadLoRA(io.ComfyNode):
@@ -35,7 +37,7 @@ class PBELoadLoRA(io.ComfyNode):
                 io.Model.Input("model", tooltip="From Load Paint by Example."),
                 io.Combo.Input(
                     "lora",
-                    options=folder_paths.get_filename_list(FOLDER) or [NONE],
+                    options=LORAS.names(),
                     tooltip=(
                         "A file in models/loras. Of PEFT's, leave adapter_config.json beside it: "
                         "it tells the strength. Press R to see new files."
@@ -64,15 +66,11 @@ class PBELoadLoRA(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora: str, **others: Any) -> float:
         """Changes when the file does, so that a replaced LoRA is loaded again."""
-        return os.path.getmtime(_path(lora)) if lora != NONE else 0.0
+        return LORAS.fingerprint(lora)
 
     @classmethod
     def execute(cls, model: Any, lora: str, strength: float) -> io.NodeOutput:
-        if lora == NONE:
-            raise ValueError(
-                "there is no LoRA in models/loras yet; put one there, then press R and choose it"
-            )
-        found = read_as_kohya(_path(lora))
+        found = read_as_kohya(LORAS.path(lora))
         patched, layers, unknown = with_adapter(model, found.tensors, strength)
         said = [f"{layers:,} layers changed"]
         if found.of_text_encoder:
@@ -82,8 +80,3 @@ class PBELoadLoRA(io.ComfyNode):
             said.append(f"{missing:,} that this model does not have left out, such as {name}")
         show(cls.hidden.unique_id, "; ".join(said))
         return io.NodeOutput(patched)
-
-
-def _path(choice: str) -> str:
-    """Path of a name in the list, resolved inside its folder."""
-    return folder_paths.get_full_path_or_raise(FOLDER, choice)

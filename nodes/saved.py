@@ -13,9 +13,13 @@ from ..pbe_model.checkpoints.exemplar_file import EncodedExemplar, load_exemplar
 from .adapter import Conditioning, check_order, check_tagged, show, tagged
 from .category import CATEGORY, SEARCHES
 from .file_names import checked_name
-from .folders import EXEMPLAR_FOLDER, saved_exemplars
+from .folders import EXEMPLAR_FOLDER, Choices, saved_exemplars
 
-NONE = "none saved yet"
+EXEMPLARS = Choices(
+    EXEMPLAR_FOLDER,
+    "none saved yet",
+    "there is no saved exemplar yet; run Save Exemplar once, then press R and choose it",
+)
 
 
 class PBESaveExemplar(io.ComfyNode):
@@ -82,7 +86,7 @@ class PBELoadExemplar(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "exemplar",
-                    options=folder_paths.get_filename_list(EXEMPLAR_FOLDER) or [NONE],
+                    options=EXEMPLARS.names(),
                     tooltip=(
                         "A file in output/exemplars or models/pbe_exemplars. Press R to see those "
                         "that have just been saved."
@@ -106,21 +110,12 @@ class PBELoadExemplar(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, exemplar: str) -> float:
         """Changes when the file does, so that a replaced exemplar is loaded again."""
-        return os.path.getmtime(_path(exemplar)) if exemplar != NONE else 0.0
+        return EXEMPLARS.fingerprint(exemplar)
 
     @classmethod
     def execute(cls, exemplar: str) -> io.NodeOutput:
-        if exemplar == NONE:
-            raise ValueError(
-                "there is no saved exemplar yet; run Save Exemplar once, then press R and choose it"
-            )
-        loaded = load_exemplar(_path(exemplar))
+        loaded = load_exemplar(EXEMPLARS.path(exemplar))
         return io.NodeOutput(*tagged(loaded.positive, loaded.negative))
-
-
-def _path(choice: str) -> str:
-    """Path of a name in the list, resolved inside its folder."""
-    return folder_paths.get_full_path_or_raise(EXEMPLAR_FOLDER, choice)
 
 
 def _only(name: str, conditioning: Conditioning) -> Tensor:
