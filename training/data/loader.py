@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.util import Finalize
 from typing import Any
 
 import cv2
@@ -84,9 +84,9 @@ def _kill_workers_at_exit() -> None:
     """See that a program which fails does not wait for its workers.
 
     Where an error keeps hold of the loader, `multiprocessing` ends them with SIGTERM, which they
-    ignore. What is registered last comes first.
+    ignore. Its own finalizers come before that, and `atexit`'s only in a program's first process.
     """
-    atexit.register(_kill_workers)
+    Finalize(None, _kill_workers, exitpriority=0)
 
 
 def _kill_workers() -> None:
