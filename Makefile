@@ -48,7 +48,8 @@ soak: $(VENV)/ready
 		tests/nodes/test_prompts_in_comfyui.py || failed=1; \
 	ROUNDS=$(ROUNDS) PROMPTS=$(PROMPTS) $(BIN)/python -m pytest -s tests/soak/kills.py tests/soak/faults_of_runs.py \
 		tests/soak/faults_in_comfyui.py || failed=1; \
-	EVERY_ENTRY=1 $(BIN)/python -m pytest -q tests/pbe_model/test_hostile.py || failed=1; \
+	EVERY_ENTRY=1 EVERY_PAIR=1 $(BIN)/python -m pytest -q tests/pbe_model/test_hostile.py \
+		tests/nodes/test_native.py::test_samplers_and_schedulers || failed=1; \
 	$(BIN)/python -m tests.soak.fuzz_torch_file -max_total_time=$$(($(MINUTES) * 60)) -timeout=5 \
 		-rss_limit_mb=2048 -max_len=8192 -artifact_prefix=soak_out/ soak_out/corpus tests/soak/corpus || failed=1; \
 	exit $$failed

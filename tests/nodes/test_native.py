@@ -124,9 +124,10 @@ def test_little_memory(memory: dict[str, str | None], check: str):
     assert memory[check] is None, memory[check]
 
 
-def test_every_sampler_with_every_scheduler(comfyui: tuple[Path, Path]):
-    """No combination that the host's own SD 1.5 bears fails on our MODEL."""
+def test_samplers_and_schedulers(comfyui: tuple[Path, Path]):
+    """No pair that the host's own SD 1.5 bears fails on our MODEL; `make soak` tries them all."""
     results = outcome("sampler_checks.py", comfyui)
-    assert len(results) > 300
-    assert sum(theirs == "ok" for _, theirs in results.values()) > 300
+    least = 300 if "EVERY_PAIR" in os.environ else 45
+    assert len(results) > least
+    assert sum(theirs == "ok" for _, theirs in results.values()) > least
     assert [name for name, (ours, theirs) in results.items() if theirs == "ok" != ours] == []

@@ -1,4 +1,4 @@
-"""An edit in a process that may have hardly more memory; run by `test_memory` as a program.
+"""An edit in a process that may have hardly more memory; run by `test_memory`.
 
 Prints, as JSON, how often it failed for want of memory before there was enough, how many rows the
 networks were then given, in turn, and how far the images are from those painted without a limit.
@@ -13,7 +13,8 @@ import torch
 
 from pbe_model import CropSettings, edit
 from pbe_model.memory import is_out_of_memory
-from tests.pbe_model.small import small_model, uniform
+
+from .small import small_model, uniform
 
 IMAGES = 16
 
@@ -55,7 +56,3 @@ def main() -> None:
     rows = dict(seen)
     difference = (images - paint(IMAGES)).abs().max().item()
     print(json.dumps({"failures": failures, "more": more, "difference": difference, **rows}))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +14,8 @@ import torch
 from pbe_model import CropSettings, edit
 from pbe_model.memory import in_parts, is_out_of_memory, wanted
 
+from .. import forked
+from .limited import main as paint_under_limits
 from .small import small_model, uniform
 
 CPU = torch.device("cpu")
@@ -177,12 +176,7 @@ def test_an_edit_that_does_not_fit_is_painted_in_parts(part, posterior):
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit memory this way")
 @pytest.mark.slow
 def test_under_a_real_limit_an_edit_is_painted_in_parts():
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.pbe_model.limited"],
-        cwd=root, capture_output=True, text=True, timeout=900,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-    )  # fmt: skip
+    done = forked.run(paint_under_limits)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert len(found["unet"]) > 1 or len(found["decoder"]) > 1, found

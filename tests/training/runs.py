@@ -1,7 +1,7 @@
 """What tests of training share: a small model, a folder of photos, and runs as own processes.
 
-As a script it is the real `pbe-train`, with the small model under the name `tiny`:
-`python runs.py train run.toml`; see `_main` for what the environment may ask of it.
+As a program it is the real `pbe-train`, with the small model under the name `tiny`:
+`python -m tests.training.runs train run.toml`; see `_main` for what the environment may ask of it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import json
 import multiprocessing
 import os
 import resource
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +27,8 @@ from torch import nn
 from pbe_model.config import CONFIGS, ExemplarConfig, PBEConfig, UNetConfig, VAEConfig
 from training import checkpoints as state
 from training.config import RunConfig, to_toml
+
+from .. import forked
 
 SMALL = PBEConfig(
     unet=UNetConfig(
@@ -141,7 +141,7 @@ def start(
         "CUDA_VISIBLE_DEVICES": "",
     }
     if processes * nodes == 1:
-        return _start_forked(command, environment)
+        return forked.run(_command, command, environment=environment)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -151,56 +151,18 @@ def start(
     torchrun += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}"]
     agents = [
         subprocess.Popen(
-            [*torchrun, __file__, *command],
+            [*torchrun, "-m", __name__, *command],
             env={**os.environ, **environment, "PYTHONPATH": str(Path(__file__).parents[2])},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # a group that tests may signal
-            preexec_fn=_heed_signals,
+            preexec_fn=forked.heed_signals,
         )
         for _ in range(nodes)
     ]
     outputs = [agent.communicate(timeout=600) for agent in agents]
     return subprocess.CompletedProcess(command, agents[0].returncode, *outputs[0])
-
-
-def _heed_signals() -> None:
-    """Undo what a shell leaves to what it runs in the background, or under nohup."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-_FORKS = multiprocessing.get_context("forkserver")
-"""Forks processes that have imported already what takes a trainer five of its six seconds."""
-_FORKS.set_forkserver_preload(
-    ["training.cli", "training.loop", "torch._dynamo", "transformers.models.clip.modeling_clip"]
-)
-
-
-def _start_forked(
-    command: list[str], environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = _FORKS.Process(target=_run, args=(command, environment, outputs))
-        process.start()
-        process.join(timeout=600)
-        assert process.exitcode is not None, f"pbe-train {command} does not end"
-        texts = [path.read_text() for path in outputs]
-    return subprocess.CompletedProcess(command, process.exitcode, *texts)
-
-
-def _run(command: list[str], environment: dict[str, str], outputs: list[Path]) -> None:
-    """The command, as the first process of a session, its output in files."""
-    os.setsid()
-    _heed_signals()
-    for number, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)
-    multiprocessing.set_start_method(None, force=True)  # for its own; this one came by forkserver
-    os.environ.update(environment)
-    sys.argv[1:] = command
-    sys.exit(_main())
 
 
 TIMES = ("images_per_second", "peak_memory_gb", "mfu")
@@ -239,6 +201,11 @@ def digest(out: Path) -> str:
     saved = newest(out)
     add([saved[name] for name in ("step", "samples", "module", "optimizer", "ema")])
     return found.hexdigest()
+
+
+def _command(arguments: list[str]) -> int:
+    sys.argv[1:] = arguments
+    return _main()
 
 
 def _main() -> int:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pbe_model.checkpoints.save import save_model
 from pbe_model.cli.main import main
 from pbe_model.image_io import read_note
 
+from ... import forked
 from ..small import small_model
 
 RNG = np.random.default_rng(0)
@@ -245,30 +245,30 @@ def test_bad_commands(folder, capsys, argv, sentence):
     assert not list(folder.glob("out/*"))
 
 
-def command(out: str, *launcher: str) -> list[str]:
-    return [sys.executable, *launcher, "-m", "pbe_model", "batch", "set/edits.jsonl", "--out", out,
-            "--checkpoint", "small.safetensors", "--device", "cpu", "--steps", "8"]  # fmt: skip
+def command(out: str) -> list[str]:
+    return ["batch", "set/edits.jsonl", "--out", out, "--checkpoint", "small.safetensors",
+            "--device", "cpu", "--steps", "8"]  # fmt: skip
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_without_redoing_or_losing_an_edit(folder):
     count = 24
     write(*[BASE | {"seed": i} for i in range(count)])
-    first = subprocess.Popen(command("out"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = forked.begin(main, command("out"))
     deadline = time.monotonic() + 600
     while len(list(folder.glob("out/*.png"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.kill()
+    first.join()
     made = {path.name: path.stat().st_mtime_ns for path in folder.glob("out/[0-9]*.png")}
     assert 3 <= len(made) < count
-    again = subprocess.run(command("out"), capture_output=True, text=True)
+    again = forked.run(main, command("out"))
     assert again.returncode == 0, again.stderr
     assert f"{count - len(made)} edits painted, {len(made)} were there" in again.stdout
     assert names() == [f"{i:05d}.png" for i in range(1, count + 1)]
     for name, changed in made.items():
         assert os.stat(f"out/{name}").st_mtime_ns == changed
-    assert subprocess.run(command("whole"), capture_output=True).returncode == 0
+    assert forked.run(main, command("whole")).returncode == 0
     for name in names():
         assert (pixels(f"out/{name}") == pixels(f"whole/{name}")).all()
 
@@ -276,14 +276,16 @@ def test_killed_at_any_moment_it_goes_on_without_redoing_or_losing_an_edit(folde
 @pytest.mark.slow
 def test_processes_share_the_lines_and_a_failed_one_stops_none(folder):
     write("{", *[BASE | {"seed": i} for i in range(7)])
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    done = subprocess.run(command("out", *launcher), capture_output=True, text=True)
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pbe_model"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *command("out")], capture_output=True, text=True
+    )
     assert done.returncode == 1
     painted = [line for line in done.stdout.splitlines() if line.startswith("out/")]
     assert sorted(painted) == [f"out/{i:05d}.png" for i in range(2, 9)]  # each of them once
     assert "out: 7 edits painted, 0 were there already, 1 failed" in done.stdout
     assert done.stderr.count("pbe: line 1: ") == 1
-    assert subprocess.run(command("alone"), capture_output=True).returncode == 1
+    assert forked.run(main, command("alone")).returncode == 1
     for name in names():
         difference = pixels(f"out/{name}").astype(int) - pixels(f"alone/{name}")
         assert abs(difference).max() <= 1  # processes have other numbers of threads
