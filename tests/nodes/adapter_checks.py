@@ -1,14 +1,13 @@
-"""Checks of `nodes.adapter` that run inside the host's interpreter; `test_native.py` starts this.
+"""Checks of `nodes.adapter` that run inside the host's interpreter, see `checks.py`.
 
-Usage: `python adapter_checks.py COMFYUI PACK`. Prints a JSON object: the name of each check, and
-None or the traceback of its failure. What HTTP cannot see is checked here: what the host's UNet is
-fed, which way its attention goes, and agreement with the package's far below a grey level.
+Their results are the name of each check, and None or the traceback of its failure. What HTTP cannot
+see is checked here: what the host's UNet is fed, which way its attention goes, and agreement with
+the package's far below a grey level.
 """
 
 import copy
 import importlib
 import importlib.util
-import json
 import os
 import sys
 import traceback
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-COMFYUI, PACK = sys.argv[1:]
+COMFYUI, PACK = sys.argv[1:3]
 os.chdir(COMFYUI)
 sys.path.insert(0, COMFYUI)
 sys.argv = ["main.py", "--cpu"]  # read by the host's own argument parser at import
@@ -476,20 +475,20 @@ def check_a_picture_is_the_mask_that_it_shows(_: Parts) -> None:
     close(ours("nodes.mask").PBEMaskAugmenter.execute(strokes, *widgets).args[0], hole)
 
 
-def run(make_parts: Callable[[], Any], module: dict[str, Any]) -> None:
-    """Run every check of a module on the same parts, and print what came of them."""
-    results = {}
+def run(make_parts: Callable[[], Any], module: dict[str, Any]) -> dict[str, str | None]:
+    """Run every check of a module on the same parts."""
+    found: dict[str, str | None] = {}
     with torch.inference_mode():
         parts = make_parts()
         for name, check in list(module.items()):
             if name.startswith("check_"):
                 try:
                     check(parts)
-                    results[name] = None
+                    found[name] = None
                 except Exception:  # reported by the test of that name
-                    results[name] = traceback.format_exc()
-    print(json.dumps(results))
+                    found[name] = traceback.format_exc()
+    return found
 
 
-if __name__ == "__main__":
-    run(Parts, globals())
+def results() -> dict[str, str | None]:
+    return run(Parts, globals())

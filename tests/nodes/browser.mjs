@@ -70,5 +70,6 @@ seen.korean = await page.evaluate(
   () => window.LiteGraph.registered_node_types.PBEInpaintSampler.title,
 );
 await page.screenshot({ path: `${folder}/korean.png` });
+await set(page, { 'Comfy.Locale': 'en' }); // the host keeps it for those who come next
 await page.context().browser().close();
 console.log(JSON.stringify(seen));

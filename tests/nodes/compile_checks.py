@@ -1,11 +1,9 @@
 """TorchCompileModel with its real compiler, on our MODEL and on the host's own SD 1.5.
 
-Runs inside the host's interpreter, with the arguments of `adapter_checks.py`; `test_native.py`
-starts it if it is asked to, since it compiles C++. Prints a JSON object: the largest difference of
-latents, and the number of graphs.
+Runs inside the host's interpreter, see `checks.py`; `test_native.py` starts it if it is asked to,
+since it compiles C++. Its results: the largest difference of latents, and the number of graphs.
 """
 
-import json
 from dataclasses import replace
 
 import patch_checks  # starts the host's modules
@@ -24,7 +22,7 @@ patch_checks.SIZES = replace(
 )
 
 
-def main() -> None:
+def results() -> dict[str, float]:
     # The attention of a card; that of `--cpu` asks for free memory, which no compiler can follow.
     attention = patch_checks.sampling_of("ModelAttentionBackend", "pytorch attention")
     compiled = patch_checks.node(comfy_extras.nodes_torch_compile, "TorchCompileModel", "inductor")
@@ -36,9 +34,4 @@ def main() -> None:
             plain = patch_checks.latents(theirs, tokens)
             worst = max(worst, patch_checks.relative(found, plain))
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
-    print(json.dumps({"difference": worst, "graphs": graphs, "breaks": breaks}))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    return {"difference": worst, "graphs": graphs, "breaks": breaks}

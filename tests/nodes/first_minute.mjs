@@ -1,6 +1,6 @@
 // What a new user does, in both renderers of nodes: drops the blueprint into an empty graph, opens
 // the app, opens another pack's old graph; and what every template looks like. Started by
-// test_first_minute_in_browser.py. Arguments: a JSON file that says where things are, see there. The
+// test_in_browser.py. Arguments: a JSON file that says where things are, see there. The
 // last line printed is a JSON object.
 
 import { readFileSync } from 'node:fs';

@@ -1,7 +1,6 @@
 """Adapters of every kind on our MODEL, by the host's loader and by the package's, side by side.
 
-Runs inside the host's interpreter; `test_native.py` starts it, with the arguments of
-`adapter_checks.py`, and reads the same JSON.
+Runs inside the host's interpreter, see `checks.py`; its results are those of `adapter_checks`.
 """
 
 import copy
@@ -311,5 +310,5 @@ def check_what_fits_no_layer_is_an_error(parts: Parts) -> None:
     assert not parts.model.patches
 
 
-if __name__ == "__main__":
-    run(Parts, globals())
+def results() -> dict[str, str | None]:
+    return run(Parts, globals())

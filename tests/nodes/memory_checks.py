@@ -2,8 +2,8 @@
 
 There need be no card: the host decides by the free memory that it is told, before it moves
 anything. So it is told of cards on which nothing, a quarter, half or all of the weights have place,
-and runs as it would with `--lowvram` or `--novram`, on the CPU. Runs inside the host's interpreter;
-`test_native.py` starts it with the arguments of `adapter_checks.py`, and reads the same JSON.
+and runs as it would with `--lowvram` or `--novram`, on the CPU. Runs inside the host's interpreter,
+see `checks.py`; its results are those of `adapter_checks`.
 """
 
 import contextlib
@@ -173,5 +173,5 @@ def check_the_host_expects_the_same_need(_: None) -> None:
     assert isinstance(both["ours"], type(both["theirs"]))
 
 
-if __name__ == "__main__":
-    run(lambda: None, globals())
+def results() -> dict[str, str | None]:
+    return run(lambda: None, globals())

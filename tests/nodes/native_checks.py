@@ -2,8 +2,8 @@
 
 With zeros for the five channels of photo and mask our denoiser is Stable Diffusion's: whatever the
 host does to a model - LoRA, ControlNet, other tokens, unloading, half the memory - has to come out
-the same on both. Runs inside the host's interpreter; `test_native.py` starts it, with the
-arguments of `adapter_checks.py`, and reads the same JSON.
+the same on both. Runs inside the host's interpreter, see `checks.py`; its results are those of
+`adapter_checks`.
 """
 
 from adapter_checks import adapter, close, ours, random_weights, run  # starts the host's modules
@@ -136,5 +136,5 @@ def check_weights_that_stay_behind(parts: Parts) -> None:
     close(partly, parts.ours.model.diffusion_model(x, t, context=parts.contexts[0]), 1e-5)
 
 
-if __name__ == "__main__":
-    run(Parts, globals())
+def results() -> dict[str, str | None]:
+    return run(Parts, globals())

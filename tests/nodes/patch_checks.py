@@ -2,15 +2,13 @@
 
 With zeros for the five channels of photo and mask our denoiser is Stable Diffusion's, so each patch
 has to give the same latents on both. The networks have the shape of SD 1.5 at a tenth of its width.
-Runs inside the host's interpreter; `test_native.py` starts it with the arguments of
-`adapter_checks.py`, and compares what it prints with the tables in docs/nodes.md: a JSON object of
-differences by name, of sentences by name, and of checks as there.
+Runs inside the host's interpreter, see `checks.py`; `test_native.py` compares the results with the
+tables in docs/nodes.md: differences by name, sentences by name, and checks as in `adapter_checks`.
 """
 
 import contextlib
 import functools
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -21,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapter_checks import adapter, ours, random_weights  # starts the host's modules
+from adapter_checks import adapter, ours, random_weights, run  # starts the host's modules
 
 # isort: split
 import comfy.cldm.cldm
@@ -430,7 +428,7 @@ def sentences() -> dict[str, str]:
     return {name: said(case) for name, case in cases.items()}
 
 
-def check_the_kinds_of_patches_are_the_host_s() -> None:
+def check_the_kinds_of_patches_are_the_host_s(_: None) -> None:
     """Those that the source of the host's UNet asks for."""
     folder = Path(comfy.ldm.modules.attention.__file__).parent
     files = [folder / "attention.py", folder / "diffusionmodules/openaimodel.py"]
@@ -440,7 +438,7 @@ def check_the_kinds_of_patches_are_the_host_s() -> None:
     assert len(asked) > 8 and asked == ours("nodes.adapter.patches").PATCHES, asked
 
 
-def check_the_places_are_the_host_s() -> None:
+def check_the_places_are_the_host_s(_: None) -> None:
     """Every attention that a forward pass comes to, and no other."""
     model, seen = our_model(0), set()
 
@@ -463,7 +461,7 @@ def check_the_places_are_the_host_s() -> None:
     assert seen | {place[:2] for place in seen} == model.model.attention_places
 
 
-def check_a_text_prompt_is_refused() -> None:
+def check_a_text_prompt_is_refused(_: None) -> None:
     """As positive and as negative, in any of the host's samplers, at the official width."""
     model = our_model(0)
     photo = {
@@ -494,21 +492,10 @@ def check_a_text_prompt_is_refused() -> None:
     assert "tokens of 65 numbers, but the model takes 64" in said(lambda: sample(*wide))
 
 
-def main() -> None:
-    results: dict[str, Any] = {"checks": {}}
+def results() -> dict[str, Any]:
+    found: dict[str, Any] = {}
     with torch.inference_mode():
-        results["differences"] = differences()
-        results["sentences"] = sentences()
-        for name, check in list(globals().items()):
-            if name.startswith("check_"):
-                try:
-                    check()
-                    results["checks"][name] = None
-                except Exception:  # reported by the test of that name
-                    results["checks"][name] = traceback.format_exc()
-    print(json.dumps(results))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+        found["differences"] = differences()
+        found["sentences"] = sentences()
+    found["checks"] = run(lambda: None, globals())
+    return found

@@ -1,15 +1,12 @@
 """Samplers and schedulers of the host, on our MODEL and on a UNet of the host's own.
 
 Each sampler with the first scheduler and each scheduler with the first sampler; every pair where
-the environment has EVERY_PAIR.
-
-Runs inside the host's interpreter; `test_native.py` starts it. Usage: `python sampler_checks.py
-COMFYUI PACK`. Prints a JSON object: for each "sampler scheduler" how our MODEL and the host's own
-fared: "ok", "not finite" or the exception.
+the environment has EVERY_PAIR. Runs inside the host's interpreter, see `checks.py`. Its results:
+for each "sampler scheduler" how our MODEL and the host's own fared: "ok", "not finite" or the
+exception.
 """
 
 import itertools
-import json
 import os
 from dataclasses import replace
 
@@ -77,17 +74,12 @@ def fares(model, conditions, sampler: str, scheduler: str) -> str:
     return "ok" if latent.isfinite().all() and latent.shape == noise.shape else "not finite"
 
 
-def main() -> None:
-    results = {}
+def results() -> dict[str, list[str]]:
+    found = {}
     with torch.inference_mode():
         models = our_model(), host_model()
         lists = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
         for pair in itertools.product(*lists):
             if "EVERY_PAIR" in os.environ or pair[0] == lists[0][0] or pair[1] == lists[1][0]:
-                results[" ".join(pair)] = [fares(*model, *pair) for model in models]
-    print(json.dumps(results))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+                found[" ".join(pair)] = [fares(*model, *pair) for model in models]
+    return found

@@ -11,53 +11,54 @@ import pytest
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 COMPILED = "TorchCompileModel, inductor"
 SOMETIMES = (COMPILED, "ComfyUI_IPAdapter_plus")
 """How rows of the table of patches end that not every run of the tests makes."""
 
 
-def outcome(script: str, installed: tuple[Path, Path]) -> dict:
-    """What a script prints last, run by the Python of a ComfyUI, which may not be running."""
+MODULES = (
+    "adapter_checks",
+    "lora_checks",
+    "patch_checks",
+    "sampler_checks",
+    "native_checks",
+    "memory_checks",  # last: it makes the host's memory small
+)
+Results = dict[str, dict]
+
+
+def run(modules: tuple[str, ...], installed: tuple[Path, Path]) -> Results:
+    """Results by module, from the Python of a ComfyUI, which may not be running."""
     comfyui, python = installed
     process = subprocess.run(
-        [str(python), str(Path(__file__).with_name(script)), str(comfyui), str(ROOT)],
+        [str(python), str(HERE / "checks.py"), str(comfyui), str(ROOT), *modules],
         capture_output=True,
         text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert process.returncode == 0, process.stderr[-4000:]
-    return json.loads(process.stdout.splitlines()[-1])
+    found = json.loads(process.stdout.splitlines()[-1])
+    failed = [result for result in found.values() if isinstance(result, str)]
+    assert not failed, "\n".join(failed)
+    return found
 
 
-def checks(script: str) -> list[str]:
-    """The names of the checks in a script."""
-    text = Path(__file__).with_name(script).read_text(encoding="utf-8")
+def checks(module: str) -> list[str]:
+    """The names of the checks in a module."""
+    text = (HERE / f"{module}.py").read_text(encoding="utf-8")
     return re.findall(r"^def (check_\w+)", text, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def adapter(comfyui: tuple[Path, Path]) -> dict[str, str | None]:
-    return outcome("adapter_checks.py", comfyui)
+def results(comfyui: tuple[Path, Path]) -> Results:
+    return run(MODULES, comfyui)
 
 
 @pytest.fixture(scope="module")
-def loras(comfyui: tuple[Path, Path]) -> dict[str, str | None]:
-    return outcome("lora_checks.py", comfyui)
-
-
-@pytest.fixture(scope="module")
-def native(comfyui: tuple[Path, Path]) -> dict[str, str | None]:
-    return outcome("native_checks.py", comfyui)
-
-
-@pytest.fixture(scope="module")
-def memory(comfyui: tuple[Path, Path]) -> dict[str, str | None]:
-    return outcome("memory_checks.py", comfyui)
-
-
-@pytest.fixture(scope="module")
-def patches(comfyui: tuple[Path, Path]) -> dict[str, dict]:
-    return outcome("patch_checks.py", comfyui)
+def patches(results: Results) -> dict[str, dict]:
+    return results["patch_checks"]
 
 
 def table(first: str) -> dict[str, str]:
@@ -69,7 +70,7 @@ def table(first: str) -> dict[str, str]:
     return {re.sub(r"\*", "", name): text for name, text in cells}
 
 
-@pytest.mark.parametrize("check", checks("patch_checks.py"))
+@pytest.mark.parametrize("check", checks("patch_checks"))
 def test_patches(patches: dict[str, dict], check: str):
     assert patches["checks"][check] is None, patches["checks"][check]
 
@@ -91,7 +92,7 @@ def test_the_compile_node_with_its_real_compiler(
 ):
     """One graph for each number of tokens of ours, and one for the host's own model."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # really compiled, here and now
-    found = outcome("compile_checks.py", comfyui)
+    found = run(("compile_checks",), comfyui)["compile_checks"]
     assert found["breaks"] == 0 and found["graphs"] == 3, found
     assert found["difference"] <= min(1e-4, 5 * float(table("patch")[COMPILED])), found
 
@@ -104,30 +105,30 @@ def test_what_cannot_apply_says_so(patches: dict[str, dict]):
     assert set(said) == there
 
 
-@pytest.mark.parametrize("check", checks("adapter_checks.py"))
-def test_adapter(adapter: dict[str, str | None], check: str):
-    assert adapter[check] is None, adapter[check]
+@pytest.mark.parametrize("check", checks("adapter_checks"))
+def test_adapter(results: Results, check: str):
+    assert results["adapter_checks"][check] is None, results["adapter_checks"][check]
 
 
-@pytest.mark.parametrize("check", checks("lora_checks.py"))
-def test_loras(loras: dict[str, str | None], check: str):
-    assert loras[check] is None, loras[check]
+@pytest.mark.parametrize("check", checks("lora_checks"))
+def test_loras(results: Results, check: str):
+    assert results["lora_checks"][check] is None, results["lora_checks"][check]
 
 
-@pytest.mark.parametrize("check", checks("native_checks.py"))
-def test_full_size(native: dict[str, str | None], check: str):
-    assert native[check] is None, native[check]
+@pytest.mark.parametrize("check", checks("native_checks"))
+def test_full_size(results: Results, check: str):
+    assert results["native_checks"][check] is None, results["native_checks"][check]
 
 
-@pytest.mark.parametrize("check", checks("memory_checks.py"))
-def test_little_memory(memory: dict[str, str | None], check: str):
-    assert memory[check] is None, memory[check]
+@pytest.mark.parametrize("check", checks("memory_checks"))
+def test_little_memory(results: Results, check: str):
+    assert results["memory_checks"][check] is None, results["memory_checks"][check]
 
 
-def test_samplers_and_schedulers(comfyui: tuple[Path, Path]):
+def test_samplers_and_schedulers(results: Results):
     """No pair that the host's own SD 1.5 bears fails on our MODEL; `make soak` tries them all."""
-    results = outcome("sampler_checks.py", comfyui)
+    found = results["sampler_checks"]
     least = 300 if "EVERY_PAIR" in os.environ else 45
-    assert len(results) > least
-    assert sum(theirs == "ok" for _, theirs in results.values()) > least
-    assert [name for name, (ours, theirs) in results.items() if theirs == "ok" != ours] == []
+    assert len(found) > least
+    assert sum(theirs == "ok" for _, theirs in found.values()) > least
+    assert [name for name, (ours, theirs) in found.items() if theirs == "ok" != ours] == []
