@@ -1,9 +1,9 @@
 # make demo   environment, then the main job on the bundled model
-# make test   environment, then every test
+# make test   environment, then the tests; those that take minutes for one thing are in `make soak`
 # make pictures   environment, then every picture in the repository that shows the bundled model
 # make pack   the archive for the Comfy Registry, checked; fails while pyproject.toml names no publisher
-# make soak   environment, then hours of faults: hostile files through every way in, properties with TIMES as many
-#             examples, ROUNDS kills, PROMPTS in a row, fuzzing for MINUTES
+# make soak   environment, then hours: the long tests, hostile files through every way in, properties with TIMES as
+#             many examples, ROUNDS kills, PROMPTS in a row, fuzzing for MINUTES
 # make supply   vulnerabilities, licences and bill of materials of what is installed, in supply_out/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -44,6 +44,7 @@ soak: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet atheris
 	mkdir -p soak_out/corpus
 	failed=0; \
+	$(BIN)/python -m pytest -m long || failed=1; \
 	TIMES=$(TIMES) $(BIN)/python -m pytest --hypothesis-show-statistics tests/property \
 		tests/nodes/test_prompts_in_comfyui.py || failed=1; \
 	ROUNDS=$(ROUNDS) PROMPTS=$(PROMPTS) $(BIN)/python -m pytest -s tests/soak/kills.py tests/soak/faults_of_runs.py \

@@ -59,7 +59,17 @@ class RunLock:
 
 
 def check_free(folder: Path) -> None:
-    """Raise `ValueError` if another process trains in this folder; nothing is made or written."""
+    """See that a run could have this folder; nothing is made or written.
+
+    Raises:
+        ValueError: Another process trains in it, or it cannot be made or written to.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"cannot write to {folder}: {place} is "
+            f"{'not to be written to' if place.is_dir() else 'no folder'}; choose another out"
+        )
     path = folder / NAME
     if path.is_file() and os.access(path, os.R_OK | os.W_OK):
         with open(path, "r+b", buffering=0) as file:

@@ -235,7 +235,7 @@ class Trainer:
             graphs.check(config, self.accelerator.device, self.accelerator.num_processes)
         main = self.accelerator.is_main_process
         if main:
-            check_free(config.out)  # before the model takes the memory that another run needs
+            check_free(config.out)  # before a model takes time, and the memory of another run
         self.graph: graphs.Graph | None = None
         set_seed(config.seed % 2**32)  # NumPy's own generator, which nothing here draws from
         torch.manual_seed(config.seed)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -32,7 +30,6 @@ def check_start(config: RunConfig) -> list[str]:
             do not fit, a folder that is in use, cannot be written to or has no room.
     """
     check_free(config.out)
-    _check_writable(config.out)
     for name in config.log.trackers:
         if importlib.util.find_spec(name) is None:
             raise ValueError(
@@ -48,16 +45,6 @@ def check_start(config: RunConfig) -> list[str]:
     notices = check_saved(saved, config, digest)
     checkpoints.load_trainable(module, saved["module"], folder)
     return notices
-
-
-def _check_writable(out: Path) -> None:
-    """Of the folder, or of the one that it would be made in."""
-    place = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"cannot write to {out}: {place} is "
-            f"{'not to be written to' if place.is_dir() else 'no folder'}; choose another out"
-        )
 
 
 def _check_data(config: RunConfig) -> str:

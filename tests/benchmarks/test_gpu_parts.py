@@ -18,7 +18,7 @@ from benchmarks.gpu.report import Row, read_rows
 from ..nodes.host import find_host
 from ..training.runs import write_photos
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "--model tiny --data.source index --steps 2 --batch-size 2 --precision no --data.workers 0"

@@ -56,6 +56,7 @@ def resident(host: Host) -> int:
     return int(found[1]) * 1024
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the size")
 def test_models_in_turn_do_not_leak(host: Host):
     for seed in range(6):  # until its caches and allocators have what they keep

@@ -23,7 +23,6 @@ MODULES = (
     "lora_checks",
     "patch_checks",
     "sampler_checks",
-    "native_checks",
     "memory_checks",  # last: it makes the host's memory small
 )
 Results = dict[str, dict]
@@ -115,9 +114,15 @@ def test_loras(results: Results, check: str):
     assert results["lora_checks"][check] is None, results["lora_checks"][check]
 
 
+@pytest.fixture(scope="module")
+def full_size(comfyui: tuple[Path, Path]) -> Results:
+    return run(("native_checks",), comfyui)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("check", checks("native_checks"))
-def test_full_size(results: Results, check: str):
-    assert results["native_checks"][check] is None, results["native_checks"][check]
+def test_full_size(full_size: Results, check: str):
+    assert full_size["native_checks"][check] is None, full_size["native_checks"][check]
 
 
 @pytest.mark.parametrize("check", checks("memory_checks"))

@@ -69,8 +69,7 @@ def test_it_refuses_as_a_start_does(
     damaged.write_bytes(small_checkpoint.read_bytes()[:1000])
     assert "damaged.safetensors" in refusal(run_config(photos, run, damaged))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot write to .*file is no folder"):
-        check_start(run_config(photos, tmp_path / "file/run", first_stage))
+    assert "file is no folder" in refusal(run_config(photos, tmp_path / "file/run", first_stage))
     with pytest.raises(ValueError, match="lists trackio, which is not installed"):
         check_start(run_config(photos, run, first_stage, **{"log.trackers": ["trackio"]}))
     with pytest.raises(ValueError, match=r"lists trackio, which is not installed"):

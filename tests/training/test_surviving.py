@@ -110,6 +110,7 @@ def two_processes(
     return config.out
 
 
+@pytest.mark.long
 def test_two_nodes_equal_one(
     photos: Path, tmp_path: Path, first_stage: Path, two_processes: Path
 ) -> None:
@@ -121,6 +122,7 @@ def test_two_nodes_equal_one(
     assert logged(config.out) == logged(two_processes)
 
 
+@pytest.mark.long
 def test_torchrun_starts_again_after_a_killed_rank(
     photos: Path, tmp_path: Path, first_stage: Path, two_processes: Path
 ) -> None:
@@ -147,7 +149,9 @@ def test_asked_to_stop_with_all_its_processes_it_saves_first(
     assert logged(config.out)[-1]["step"] == 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_torchrun_asked_to_stop_lets_the_run_save(
     photos: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -189,7 +193,12 @@ def test_photos_that_vanish_are_replaced_and_counted(photos: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("variants", "workers", "processes"),
-    [(None, 1, 1), (None, 0, 1), (2, 0, 1), (None, 1, 2)],
+    [
+        (None, 1, 1),
+        (None, 0, 1),
+        (2, 0, 1),
+        pytest.param(None, 1, 2, marks=pytest.mark.long),
+    ],
     ids=["worker", "alone", "latent-bank", "two-processes"],
 )
 def test_without_any_photo_left_the_run_ends_after_a_checkpoint(
