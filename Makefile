@@ -1,5 +1,6 @@
 # make demo   environment, then the main job on the bundled model
-# make test   environment, then the tests; those that take minutes for one thing are in `make soak`
+# make test   environment, then the tests
+# make long   environment, then those that take a minute or more for one thing
 # make pictures   environment, then every picture in the repository that shows the bundled model
 # make pack   the archive for the Comfy Registry, checked; fails while pyproject.toml names no publisher
 # make soak   environment, then hours: the long tests, hostile files through every way in, properties with TIMES as
@@ -15,7 +16,7 @@ ROUNDS ?= 50
 PROMPTS ?= 200
 DATA ?=
 
-.PHONY: demo test pictures pack soak supply lint browser peers clean
+.PHONY: demo test long pictures pack soak supply lint browser peers clean
 
 demo: $(VENV)/ready
 	$(BIN)/pbe demo --out demo_out
@@ -23,6 +24,9 @@ demo: $(VENV)/ready
 # Threads that wait leave the cores to the other processes.
 test: $(VENV)/ready
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+long: $(VENV)/ready
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m long
 
 # With a ComfyUI and a browser as the tests have them; with DATA=FOLDER, a set that `pbe-train prepare demo` has made,
 # the table of figures as well (ten minutes).

@@ -114,6 +114,7 @@ def test_times_are_measured_once_the_others_have_prepared(tmp_path: Path) -> Non
     assert begun >= 2  # seconds that the other one sleeps
 
 
+@pytest.mark.long
 def test_a_part_that_hangs_before_its_turn(tmp_path: Path) -> None:
     rows = supervised(tmp_path, ["timed", "hangs_before"], 0.15, timed=("timed",))
     late, number, _ = rows["timed"]

@@ -21,7 +21,6 @@ SOMETIMES = (COMPILED, "ComfyUI_IPAdapter_plus")
 MODULES = (
     "adapter_checks",
     "lora_checks",
-    "patch_checks",
     "sampler_checks",
     "memory_checks",  # last: it makes the host's memory small
 )
@@ -56,8 +55,8 @@ def results(comfyui: tuple[Path, Path]) -> Results:
 
 
 @pytest.fixture(scope="module")
-def patches(results: Results) -> dict[str, dict]:
-    return results["patch_checks"]
+def patches(comfyui: tuple[Path, Path]) -> dict[str, dict]:
+    return run(("patch_checks",), comfyui)["patch_checks"]
 
 
 def table(first: str) -> dict[str, str]:
@@ -69,11 +68,13 @@ def table(first: str) -> dict[str, str]:
     return {re.sub(r"\*", "", name): text for name, text in cells}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("check", checks("patch_checks"))
 def test_patches(patches: dict[str, dict], check: str):
     assert patches["checks"][check] is None, patches["checks"][check]
 
 
+@pytest.mark.long
 def test_patches_give_what_they_give_on_the_host_s_own_model(patches: dict[str, dict]):
     """As the table says it: on other machines sums round otherwise, so up to five times as much."""
     found, told = patches["differences"], table("patch")
@@ -96,6 +97,7 @@ def test_the_compile_node_with_its_real_compiler(
     assert found["difference"] <= min(1e-4, 5 * float(table("patch")[COMPILED])), found
 
 
+@pytest.mark.long
 def test_what_cannot_apply_says_so(patches: dict[str, dict]):
     """In the words of the table."""
     said, told = patches["sentences"], table("what does not apply")

@@ -117,8 +117,10 @@ def test_loaded_and_saved_is_bit_equal_and_read_by_all(host: Host, folder: Path,
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [(with_lora, "saved-with-lora"), (merging, "saved-merged")],
-    ids=["lora", "merge"],
+    [
+        pytest.param(with_lora, "saved-with-lora", id="lora"),
+        pytest.param(merging, "saved-merged", id="merge", marks=pytest.mark.long),
+    ],
 )
 def test_what_is_patched_is_in_the_file(host: Host, folder: Path, change, name: str):
     """Also where the patched model has just painted, so that its weights are patched in place."""

@@ -84,6 +84,7 @@ def assert_equal_runs(one: Path, two: Path) -> None:
         torch.testing.assert_close(weights[name], others[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_ranks_may_change_on_the_way(photos: Path, tmp_path: Path, first_stage: Path) -> None:
     """One process, then two, then one with accumulation; the whole batch stays the same."""
     whole = config_of(photos, tmp_path / "whole", first_stage)
@@ -164,7 +165,7 @@ def test_torchrun_asked_to_stop_lets_the_run_save(
     assert "DataLoader" not in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_dead_worker_ends_the_run_after_a_checkpoint(
     photos: Path, tmp_path: Path, processes: int
 ) -> None:

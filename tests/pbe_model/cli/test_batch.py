@@ -273,7 +273,7 @@ def test_killed_at_any_moment_it_goes_on_without_redoing_or_losing_an_edit(folde
         assert (pixels(f"out/{name}") == pixels(f"whole/{name}")).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_share_the_lines_and_a_failed_one_stops_none(folder):
     write("{", *[BASE | {"seed": i} for i in range(7)])
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pbe_model"]
