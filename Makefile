@@ -48,7 +48,7 @@ soak: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet atheris
 	mkdir -p soak_out/corpus
 	failed=0; \
-	$(BIN)/python -m pytest -m long || failed=1; \
+	$(MAKE) long || failed=1; \
 	TIMES=$(TIMES) $(BIN)/python -m pytest --hypothesis-show-statistics tests/property \
 		tests/nodes/test_prompts_in_comfyui.py || failed=1; \
 	ROUNDS=$(ROUNDS) PROMPTS=$(PROMPTS) $(BIN)/python -m pytest -s tests/soak/kills.py tests/soak/faults_of_runs.py \

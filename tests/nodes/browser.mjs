@@ -31,19 +31,26 @@ seen.nodes = await page.evaluate(() =>
   })),
 );
 
-// Queued: progress in the page, then the picture in the node.
+// Queued: progress in the page, then the picture in the node. The page notes what it shows itself:
+// asked from here, a busy one would answer too seldom.
+await page.evaluate(() => {
+  window.shownProgress = [];
+  new MutationObserver(() => {
+    const found = document.body.textContent.match(/PBE Inpaint Sampler\s*(\d+)%/);
+    if (found) window.shownProgress.push(Number(found[1]));
+  }).observe(document.body, { childList: true, characterData: true, subtree: true });
+});
 await page.getByTestId('queue-button').first().click();
-const result = () =>
+const look = () =>
   page.evaluate(() => {
     const [picture] = window.app.graph.nodes.find((n) => n.type === 'SaveImage').imgs ?? [];
-    return picture ? [picture.naturalWidth, picture.naturalHeight] : null;
+    const result = picture ? [picture.naturalWidth, picture.naturalHeight] : null;
+    return { result, progress: window.shownProgress };
   });
 const deadline = Date.now() + 120_000;
-while (!(seen.result = await result()) && Date.now() < deadline) {
-  const text = await page.evaluate(() => document.body.innerText);
-  const found = text.match(/PBE Inpaint Sampler\s+(\d+)%/);
-  if (found) seen.progress.push(Number(found[1]));
-  if (found && Number(found[1]) >= 50 && !seen.during) {
+while (!seen.result && Date.now() < deadline) {
+  Object.assign(seen, await look());
+  if (seen.progress.at(-1) >= 50 && !seen.during) {
     seen.during = true;
     await page.screenshot({ path: `${folder}/during.png` });
   }

@@ -112,7 +112,7 @@ def test_the_template_loads_without_red_boxes_or_errors(glanced: dict):
 
 
 def test_queueing_it_shows_progress_and_the_picture(glanced: dict):
-    assert len(set(glanced["progress"])) >= 2  # a busy page draws few of them
+    assert len(set(glanced["progress"])) >= 3
     assert glanced["progress"] == sorted(glanced["progress"])
     assert glanced["result"] == [512, 384]  # of the bundled photo
 

@@ -16,14 +16,9 @@ ROOT = HERE.parents[1]
 COMPILED = "TorchCompileModel, inductor"
 SOMETIMES = (COMPILED, "ComfyUI_IPAdapter_plus")
 """How rows of the table of patches end that not every run of the tests makes."""
-
-
-MODULES = (
-    "adapter_checks",
-    "lora_checks",
-    "sampler_checks",
-    "memory_checks",  # last: it makes the host's memory small
-)
+# What runs in one start of the host, one after the other.
+QUICK = ("adapter_checks", "lora_checks", "sampler_checks", "memory_checks")  # makes memory small
+LONG = ("patch_checks", "native_checks")
 Results = dict[str, dict]
 
 
@@ -50,13 +45,29 @@ def checks(module: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def results(comfyui: tuple[Path, Path]) -> Results:
-    return run(MODULES, comfyui)
+def quick(comfyui: tuple[Path, Path]) -> Results:
+    return run(QUICK, comfyui)
 
 
 @pytest.fixture(scope="module")
-def patches(comfyui: tuple[Path, Path]) -> dict[str, dict]:
-    return run(("patch_checks",), comfyui)["patch_checks"]
+def long(comfyui: tuple[Path, Path]) -> Results:
+    return run(LONG, comfyui)
+
+
+@pytest.fixture(scope="module")
+def patches(long: Results) -> dict[str, dict]:
+    return long["patch_checks"]
+
+
+def each_check(*modules: str) -> pytest.MarkDecorator:
+    """Run a test with every module and the name of every check in it."""
+    pairs = [(module, check) for module in modules for check in checks(module)]
+    return pytest.mark.parametrize(("module", "check"), pairs)
+
+
+@each_check("adapter_checks", "lora_checks", "memory_checks")
+def test_checks(quick: Results, module: str, check: str):
+    assert quick[module][check] is None, quick[module][check]
 
 
 def table(first: str) -> dict[str, str]:
@@ -106,35 +117,15 @@ def test_what_cannot_apply_says_so(patches: dict[str, dict]):
     assert set(said) == there
 
 
-@pytest.mark.parametrize("check", checks("adapter_checks"))
-def test_adapter(results: Results, check: str):
-    assert results["adapter_checks"][check] is None, results["adapter_checks"][check]
-
-
-@pytest.mark.parametrize("check", checks("lora_checks"))
-def test_loras(results: Results, check: str):
-    assert results["lora_checks"][check] is None, results["lora_checks"][check]
-
-
-@pytest.fixture(scope="module")
-def full_size(comfyui: tuple[Path, Path]) -> Results:
-    return run(("native_checks",), comfyui)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("check", checks("native_checks"))
-def test_full_size(full_size: Results, check: str):
-    assert full_size["native_checks"][check] is None, full_size["native_checks"][check]
+def test_full_size(long: Results, check: str):
+    assert long["native_checks"][check] is None, long["native_checks"][check]
 
 
-@pytest.mark.parametrize("check", checks("memory_checks"))
-def test_little_memory(results: Results, check: str):
-    assert results["memory_checks"][check] is None, results["memory_checks"][check]
-
-
-def test_samplers_and_schedulers(results: Results):
+def test_samplers_and_schedulers(quick: Results):
     """No pair that the host's own SD 1.5 bears fails on our MODEL; `make soak` tries them all."""
-    found = results["sampler_checks"]
+    found = quick["sampler_checks"]
     least = 300 if "EVERY_PAIR" in os.environ else 45
     assert len(found) > least
     assert sum(theirs == "ok" for _, theirs in found.values()) > least
