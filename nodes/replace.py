@@ -16,7 +16,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from .category import CATEGORY, SEARCHES
 from .exemplar import PBEExemplarEncoder
 from .loader import PBELoader
-from .sampler import PBEInpaintSampler
+from .sampler import PBEInpaintSampler, host_samplers
 
 _LINKS = ("image", "mask", "exemplar")
 
@@ -115,8 +115,27 @@ class PBEPaintGenerated(io.ComfyNode):
             enable_expand=True,
             inputs=[
                 *linked,
-                *_inputs_of(PBEInpaintSampler, "seed", "steps", "similarity"),
-                *_inputs_of(PBEInpaintSampler, "sampler_name", "scheduler"),
+                *_inputs_of(PBEInpaintSampler, "seed"),
+                # For both models, so none of them can say what they are.
+                io.Int.Input(
+                    "steps", default=20, min=1, max=1000, tooltip="Denoising steps of both models."
+                ),
+                io.Float.Input(
+                    "similarity",
+                    default=5.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance scale of both models: to the prompt, and to the exemplar.",
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=host_samplers(),
+                    default="dpmpp_2m",
+                    tooltip="Sampling algorithm of the text-to-image model.",
+                ),
+                *_inputs_of(PBEInpaintSampler, "scheduler"),
                 *_inputs_of(PBELoader, "checkpoint"),
             ],
             outputs=[

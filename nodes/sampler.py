@@ -6,6 +6,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
+from ..pbe_model.config import EditDefaults
 from ..pbe_model.editing.batch import check_exemplars
 from ..pbe_model.editing.crop_plan import MODES
 from ..pbe_model.editing.crop_settings import CONTEXT, nearest_multiple
@@ -18,6 +19,8 @@ from .convert import EMPTY_MASKS, cut_out, mask_like, masks_in_crops, rgb, rows
 from .preview import outlined
 from .stitch import PBEStitchInfo
 
+OWN_STEPS, OWN_SIMILARITY, OWN_SAMPLER = 0, -1.0, "auto"
+"""What says that the model's own settings count, `PBEConfig.defaults`."""
 EACH_RESULT, EACH_HOLE = "one for each result", "one for each hole"
 
 
@@ -68,28 +71,35 @@ class PBEInpaintSampler(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps",
-                    default=20,
-                    min=1,
+                    default=OWN_STEPS,
+                    min=OWN_STEPS,
                     max=1000,
-                    tooltip="Denoising steps. 20 are enough with dpmpp_2m; euler and ddim need 50.",
+                    tooltip=(
+                        "Denoising steps; 0 is as many as the model's file asks for, 20 if it says "
+                        "nothing. 20 are enough with dpmpp_2m; euler and ddim need 50."
+                    ),
                 ),
                 io.Float.Input(
                     "similarity",
-                    default=5.0,
-                    min=0.0,
+                    default=OWN_SIMILARITY,
+                    min=OWN_SIMILARITY,
                     max=30.0,
                     step=0.1,
                     round=0.01,
                     tooltip=(
                         "How hard the result is pushed towards the exemplar (guidance scale). "
-                        "1 is no push, 3 to 7 is usual; much more burns colours."
+                        "1 is no push, 3 to 7 is usual; much more burns colours. -1 is what the "
+                        "model's file asks for, 5 if it says nothing."
                     ),
                 ),
                 io.Combo.Input(
                     "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="dpmpp_2m",
-                    tooltip="The host's sampling algorithm.",
+                    options=[OWN_SAMPLER, *host_samplers()],
+                    default=OWN_SAMPLER,
+                    tooltip=(
+                        "The host's sampling algorithm; auto is what the model's file asks for, "
+                        "dpmpp_2m if it says nothing or the host has no such sampler."
+                    ),
                 ),
                 io.Combo.Input(
                     "scheduler",
@@ -292,6 +302,12 @@ class PBEInpaintSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         config = pbe_config(model)
         check_parts(config, vae, positive, negative)
+        steps = config.defaults.steps if steps == OWN_STEPS else steps
+        similarity = config.defaults.similarity if similarity < 0 else similarity
+        if sampler_name == OWN_SAMPLER:
+            sampler_name = config.defaults.sampler
+            if sampler_name not in host_samplers():  # the host has no plms
+                sampler_name = EditDefaults.sampler
         check_guidance_interval(guidance_start, guidance_end)
         if (guidance_start, guidance_end) != (0, 1):
             model = limit_guidance(model, guidance_start, guidance_end)
@@ -379,3 +395,8 @@ class PBEInpaintSampler(io.ComfyNode):
             editor,
             ui=outlined(results, masks),
         )
+
+
+def host_samplers() -> list[str]:
+    """Names of the host's sampling algorithms."""
+    return comfy.samplers.KSampler.SAMPLERS

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from pbe_model import TINY, PaintByExample, edit
 from pbe_model.checkpoints.save import save_diffusers, save_model
-from pbe_model.config import ScheduleConfig, VAEConfig
+from pbe_model.config import EditDefaults, ScheduleConfig, VAEConfig
 from pbe_model.image_io import read_image, read_mask
 
 from .graph import to_prompt, with_pictures
@@ -276,7 +276,10 @@ def of_v(host: Host, checkpoint: Path) -> Path:
     torch.manual_seed(1)
     path = checkpoint.with_name("v.safetensors")
     schedule = ScheduleConfig(prediction="v", zero_terminal_snr=True)
-    config = replace(TINY, vae=replace(TINY.vae, scale_factor=0.7), schedule=schedule)
+    usual = EditDefaults(steps=3, similarity=3.5, sampler="euler")
+    config = replace(
+        TINY, vae=replace(TINY.vae, scale_factor=0.7), schedule=schedule, defaults=usual
+    )
     save_model(path, PaintByExample(config).eval())
     return path
 
@@ -290,6 +293,15 @@ def test_a_model_of_v_paints_as_in_python(host: Host, of_v: Path, sampler: str):
     (crop,), (picture,) = host.images(run, "6"), host.images(run, "5")
     assert np.abs(crop - 255 * expected.crops[0].numpy()).max() <= 1.01
     assert np.abs(picture - 255 * expected.images[0].numpy()).max() <= 1.01
+
+
+def test_the_models_own_settings_count_where_the_node_says_nothing(host: Host, of_v: Path):
+    nothing = {"steps": 0, "similarity": -1.0, "sampler_name": "auto"}
+    run = host.run(graph("paint_by_example/v.safetensors", seed=11, **nothing))
+    assert run.error is None, run.error_text
+    assert [p for p in run.progress if p[0] == "4"][-1] == ("4", 3, 3)
+    expected = edit(PaintByExample.from_checkpoint(of_v), *scene(), seed=11)
+    assert np.abs(host.images(run, "5")[0] - 255 * expected.images[0].numpy()).max() <= 1.01
 
 
 def test_progress_and_previews_come_at_every_step(host: Host, checkpoint: Path):
@@ -470,7 +482,7 @@ def test_attention_and_weight_types_change_little(
         ({"vae": ["31", 2]}, "connect the VAE of Load Paint by Example"),
         ({"positive": ["32", 0]}, "connect an Exemplar Encoder of the same checkpoint"),
         ({"guidance_start": 0.7, "guidance_end": 0.2}, "the guidance interval is 0.7 to 0.2"),
-        ({"steps": 0}, "Value 0 smaller than min of 1"),
+        ({"steps": -1}, "Value -1 smaller than min of 0"),
         ({"sampler_name": "none such"}, "Value not in list"),
     ],
     ids=["empty mask", "foreign VAE", "foreign exemplar", "interval", "steps", "sampler"],
