@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import Dataset
 
-from pbe_model.editing.mask_shapes import Box, bezier_outline, extend_box
+from pbe_model.editing.mask_shapes import Box, bezier_outline
 from pbe_model.untrusted import numbered_lines, parse_json, shown
 from training.data.augment import SampleGeometry, Share, hole_window, resize_square
 from training.data.dataset import Stream, keyed_rng
@@ -30,6 +30,7 @@ INDEX = "objects.jsonl"
 
 _CANVAS = 512  # pixels of a photo on which holes are drawn before they are shrunk
 _Side = Annotated[float, Field(gt=0, le=1)]
+_EDGE = 0.04  # of the object's longer side, between object and hole
 _HULL_SIDE = 64  # cut-outs are shrunk to this before their outline is taken
 
 
@@ -49,16 +50,27 @@ class RecipeConfig:
         extent: Least and greatest longer side of the object to be painted, over the photo's side.
             With its hole around it that is what an edit shows the model (`crop_settings.CONTEXT`).
         off_centre: How far that object's middle may lie from the photo's, in photo sides.
+        room: How much longer than its object a hole may be in one direction, over the object's
+            longer side. The object is in the middle of it.
+        turn: Degrees that photo and exemplar may each be turned by, either way.
+        light: A picture's light in its place is 1 - `light` to 1 + `light` of its own.
+
+    The last three say what the exemplar and the hole do not: where in its hole an object is, how
+    far turned, how bright. A denoiser can only guess at it, and paints pure noise as the mean of
+    all that may be. A model with little time learns objects sooner where that is little.
     """
 
     reuse: Annotated[int, Field(ge=1, le=2**16)] = 8
     pool: Annotated[int, Field(ge=1, le=2**20)] = 4096
     recolour: Share = 0.5
     stretch: Annotated[float, Field(ge=1, le=4)] = 1.25
-    distractor: Share = 0.25
+    distractor: Share = 0.1
     flip: Share = 0.0
     extent: tuple[_Side, _Side] = (0.35, 0.62)
     off_centre: Share = 0.1
+    room: Share = 0.3
+    turn: Annotated[float, Field(ge=0, le=180)] = 3.0
+    light: Share = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +138,7 @@ class Recipes(Dataset[dict[str, Any]]):
     Args:
         pictures: Of one split, as `Textures` has them.
         config: What varies.
-        geometry: Of the holes (`extend`, `bezier`, `jitter`).
+        geometry: Of the holes (`bezier`, `jitter`).
         size: Side `R` of a photo in pixels.
         seed: Key of all randomness.
         with_photo: Whether samples hold their photo's layers, for the first stage; the second takes
@@ -186,7 +198,7 @@ class Recipes(Dataset[dict[str, Any]]):
         rng = keyed_rng(self.seed, sample_index, Stream.EXEMPLAR)
         background = self._background(rng, 2 * self.size)
         flip = -1.0 if rng.random() < self.config.flip else 1.0
-        shape = _turn(rng.uniform(-10, 10)) @ np.diag([flip, 1]) @ thing.shape
+        shape = self._turned(rng, np.diag([flip, 1]) @ thing.shape)
         low, high = self._extent(thing, shape)
         margin = rng.uniform(0.5, 1.5, size=(2, 2)) * MARGIN
         side = (high - low) * (1 + margin.sum(axis=0))  # of the exemplar's frame, in turned pixels
@@ -223,7 +235,7 @@ class Recipes(Dataset[dict[str, Any]]):
         self, rng: np.random.Generator, thing: _Object, off_centre: float
     ) -> tuple[np.ndarray, Box]:
         """The layer of an object in a photo, and its box on the canvas for holes."""
-        shape = _turn(rng.uniform(-10, 10)) @ thing.shape
+        shape = self._turned(rng, thing.shape)
         low, high = self._extent(thing, shape)
         extent = high - low
         # Of a turned pixel, in photo sides.
@@ -239,7 +251,7 @@ class Recipes(Dataset[dict[str, Any]]):
 
     def _layer(self, rng: np.random.Generator, thing: _Object, matrix: np.ndarray) -> np.ndarray:
         """An object with the light of its place."""
-        return layer(thing.picture, matrix, thing.colour * rng.uniform(0.75, 1.25))
+        return layer(thing.picture, matrix, thing.colour * self._light(rng))
 
     def _background(self, rng: np.random.Generator, size: int) -> np.ndarray:
         """The layer of a random square of a background."""
@@ -253,16 +265,36 @@ class Recipes(Dataset[dict[str, Any]]):
         recoloured = rng.random() < self.config.recolour
         degrees, saturation = rng.uniform(0, 360), rng.uniform(0.6, 1.4)
         colour = _colours(degrees, saturation, 1.0) if recoloured else _colours(0, 1, 1)
-        return layer(picture, matrix, colour * rng.uniform(0.75, 1.25))
+        return layer(picture, matrix, colour * self._light(rng))
+
+    def _light(self, rng: np.random.Generator) -> float:
+        return rng.uniform(1 - self.config.light, 1 + self.config.light)
+
+    def _turned(self, rng: np.random.Generator, shape: np.ndarray) -> np.ndarray:
+        return _turn(rng.uniform(-self.config.turn, self.config.turn)) @ shape
 
     def _hole(self, rng: np.random.Generator, box: Box) -> np.ndarray:
         geometry = self.geometry
-        extended = extend_box(box, _CANVAS, _CANVAS, rng, amount=geometry.extend)
+        extended = _with_room(box, self.config.room, rng)
         outline = None
         if rng.random() < geometry.bezier:
             outline = bezier_outline(box, extended, rng, jitter=geometry.jitter / 2)
         hole = hole_window((0, 0, _CANVAS, _CANVAS), outline, box, extended)
         return resize_square(hole, self.size, antialias=True)
+
+
+def _with_room(box: Box, room: float, rng: np.random.Generator) -> Box:
+    """The box of a hole on the canvas: an edge around the object, more at two opposite sides."""
+    x0, y0, x1, y1 = box
+    longer = max(x1 - x0, y1 - y0)
+    edge, more = _EDGE * longer, rng.uniform(0, room) / 2 * longer
+    across, down = (edge + more, edge) if rng.random() < 0.5 else (edge, edge + more)
+    return (
+        max(0, round(x0 - across)),
+        max(0, round(y0 - down)),
+        min(_CANVAS, round(x1 + across)),
+        min(_CANVAS, round(y1 + down)),
+    )
 
 
 def _turn(degrees: float) -> np.ndarray:

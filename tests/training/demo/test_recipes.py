@@ -57,6 +57,24 @@ def test_objects_lie_where_an_edit_has_its_hole(root: Path) -> None:
         assert all(abs(middle - 0.5) < 0.05 + 2 / SIZE for middle in middles), middles
 
 
+def test_objects_fill_their_holes_in_one_direction_at_least(root: Path) -> None:
+    pictures = read_pictures(root, "train")
+    made = Recipes(pictures, RecipeConfig(), SampleGeometry(bezier=0), size=SIZE, seed=0)
+    layers, holes = zip(*(made.photo(number) for number in range(40)), strict=True)
+    for alpha, hole in zip(alphas(pictures, np.stack(layers), SIZE) > 0.5, holes, strict=True):
+        spans = [
+            [np.flatnonzero(a.any(axis=axis))[[0, -1]] for axis in (0, 1)]
+            for a in (alpha, hole >= 128)
+        ]
+        (object_x, object_y), (hole_x, hole_y) = spans
+        free = np.array([np.ptp(hole_x) - np.ptp(object_x), np.ptp(hole_y) - np.ptp(object_y)])
+        longer = max(np.ptp(object_x), np.ptp(object_y))
+        assert free.min() <= 0.1 * longer + 3 and free.max() <= 0.4 * longer + 3
+        # Pixels of the object and of the hole, twice the distance of their middles.
+        for inner, outer in ((object_x, hole_x), (object_y, hole_y)):
+            assert abs(inner.sum() - outer.sum()) <= 4
+
+
 def test_exemplars_show_the_whole_object_with_a_margin(root: Path) -> None:
     pictures = read_pictures(root, "train")
     made = recipes(pictures)
