@@ -21,7 +21,6 @@ from pathlib import Path
 
 from pbe_model import PaintByExample, edit
 from pbe_model.cli.demo import sheet
-from pbe_model.editing.mask_shapes import Box
 from pbe_model.image_io import write_image
 from training.data.dataset import Stream, keyed_rng
 from training.evaluation.pairs import CANDIDATES, SPLIT, Pair, draw_candidates, load_pairs
@@ -42,7 +41,7 @@ def main() -> None:
     drawing.add_argument("--pairs", type=int, default=256, help="to draw from, the first [256]")
     drawing.add_argument("--count", type=int, default=24, help="crops [24]")
     drawing.add_argument("--seed", type=int, default=0)
-    drawing.add_argument("--out", type=Path, required=True, help="an empty folder")
+    drawing.add_argument("--out", type=Path, required=True, help="a new folder")
     scoring = commands.add_parser("score")
     scoring.add_argument("folder", type=Path)
     scoring.add_argument("--picks", type=Path, required=True)
@@ -61,32 +60,22 @@ def draw(model: PaintByExample, pairs: Sequence[Pair], count: int, seed: int, ou
     """Paint `count` pairs of different groups and write what the reader sees."""
     groups = [pair.group for pair in pairs]
     rng = keyed_rng(seed, 0, Stream.CHOICE)
-    first = {groups[number]: number for number in rng.permutation(len(pairs)).tolist()}
+    of_group = {groups[number]: number for number in rng.permutation(len(pairs)).tolist()}
     out.mkdir(parents=True)
     key = []
-    for row, number in enumerate(list(first.values())[:count], start=1):
+    for row, number in enumerate(list(of_group.values())[:count], start=1):
         pair = pairs[number]
         [picture] = edit(model, pair.photo, pair.hole_mask, pair.exemplar, seed=number).images
-        top, bottom, left, right = _around(pair.box, *picture.shape[:2])
-        write_image(out / f"{row:02}-crop.png", sheet([[("", picture[top:bottom, left:right])]]))
+        x0, y0, x1, y1 = pair.box
+        dx, dy = round(_AROUND * (x1 - x0)), round(_AROUND * (y1 - y0))
+        crop = picture[max(0, y0 - dy) : y1 + dy, max(0, x0 - dx) : x1 + dx]
+        write_image(out / f"{row:02}-crop.png", sheet([[("", crop)]]))
         drawn, _ = draw_candidates(groups, number, seed)
         order = rng.permutation(drawn).tolist()
         key.append(order.index(number) + 1)
         cells = [(str(place), pairs[i].exemplar) for place, i in enumerate(order, start=1)]
         write_image(out / f"{row:02}-candidates.png", sheet([cells[:4], cells[4:]]))
     (out / KEY).write_text(json.dumps(key), encoding="utf-8")
-
-
-def _around(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of the box with some of what is around it."""
-    x0, y0, x1, y1 = box
-    more_x, more_y = round(_AROUND * (x1 - x0)), round(_AROUND * (y1 - y0))
-    return (
-        max(0, y0 - more_y),
-        min(height, y1 + more_y),
-        max(0, x0 - more_x),
-        min(width, x1 + more_x),
-    )
 
 
 if __name__ == "__main__":

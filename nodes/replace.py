@@ -13,6 +13,7 @@ from typing import Any
 from comfy_api.latest import ComfyAPI, io
 from comfy_execution.graph_utils import GraphBuilder
 
+from ..pbe_model.config import EditDefaults
 from .category import CATEGORY, SEARCHES
 from .exemplar import PBEExemplarEncoder
 from .loader import PBELoader
@@ -116,13 +117,17 @@ class PBEPaintGenerated(io.ComfyNode):
             inputs=[
                 *linked,
                 *_inputs_of(PBEInpaintSampler, "seed"),
-                # For both models, so none of them can say what they are.
+                # For both models, so neither model's own settings can count.
                 io.Int.Input(
-                    "steps", default=20, min=1, max=1000, tooltip="Denoising steps of both models."
+                    "steps",
+                    default=EditDefaults.steps,
+                    min=1,
+                    max=1000,
+                    tooltip="Denoising steps of both models.",
                 ),
                 io.Float.Input(
                     "similarity",
-                    default=5.0,
+                    default=EditDefaults.similarity,
                     min=0.0,
                     max=30.0,
                     step=0.1,
@@ -132,7 +137,7 @@ class PBEPaintGenerated(io.ComfyNode):
                 io.Combo.Input(
                     "sampler_name",
                     options=host_samplers(),
-                    default="dpmpp_2m",
+                    default=EditDefaults.sampler,
                     tooltip="Sampling algorithm of the text-to-image model.",
                 ),
                 *_inputs_of(PBEInpaintSampler, "scheduler"),

@@ -61,7 +61,8 @@ class DataConfig(_Strict):
     recolour: PhotoRecolour = PhotoRecolour()
     """Changes of the photos' colours, for collections of a few dozen; off by default."""
     composites: RecipeConfig = RecipeConfig()
-    """How those are made; `exemplar`, `recolour` and `geometry_variants` do not count for them."""
+    """How those are made; of `geometry` only `bezier` and `jitter` count for them, and `exemplar`,
+    `recolour` and `geometry_variants` do not."""
     geometry_variants: int | None = Field(default=None, ge=1, le=2**16)
     """Different crops and masks of an object. A number makes a latent bank possible, computed
     once; none draws fresh ones for every sample, as the paper does."""

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch.utils.data import Dataset
 
 from pbe_model.editing.mask_shapes import Box, bezier_outline
+from pbe_model.editing.region import clip_box
 from pbe_model.untrusted import numbered_lines, parse_json, shown
 from training.data.augment import SampleGeometry, Share, hole_window, resize_square
 from training.data.dataset import Stream, keyed_rng
@@ -289,12 +290,8 @@ def _with_room(box: Box, room: float, rng: np.random.Generator) -> Box:
     longer = max(x1 - x0, y1 - y0)
     edge, more = _EDGE * longer, rng.uniform(0, room) / 2 * longer
     across, down = (edge + more, edge) if rng.random() < 0.5 else (edge, edge + more)
-    return (
-        max(0, round(x0 - across)),
-        max(0, round(y0 - down)),
-        min(_CANVAS, round(x1 + across)),
-        min(_CANVAS, round(y1 + down)),
-    )
+    grown = round(x0 - across), round(y0 - down), round(x1 + across), round(y1 + down)
+    return clip_box(grown, (_CANVAS, _CANVAS))
 
 
 def _turn(degrees: float) -> np.ndarray:

@@ -16,8 +16,11 @@ from training.evaluation.pairs import load_pairs
 
 
 def test_every_crop_has_its_exemplar_among_those_of_other_groups(
-    pairs: Path, small_checkpoint: Path, tmp_path: Path
+    pairs: Path, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sheets = []
+    real = blind_test.sheet
+    monkeypatch.setattr(blind_test, "sheet", lambda rows: sheets.append(rows) or real(rows))
     found = load_pairs(pairs, 12)
     model = PaintByExample.from_checkpoint(small_checkpoint)
     blind_test.draw(model, found, 3, 0, tmp_path / "one")
@@ -29,6 +32,14 @@ def test_every_crop_has_its_exemplar_among_those_of_other_groups(
     for name in names[:-1]:
         one, again = (read_image(tmp_path / folder / name) for folder in ("one", "again"))
         assert torch.equal(one, again), name
+    for place, crop, candidates in zip(key, sheets[0:6:2], sheets[1:6:2], strict=True):
+        [[(_, picture)]] = crop
+        # Its edge, away from the box, still is that of its photo.
+        [painted] = [pair for pair in found if torch.equal(picture[0], pair.photo[5, 11:29])]
+        cells = [cell for row in candidates for cell in row]
+        assert [label for label, _ in cells] == list("12345678")
+        right = [torch.equal(exemplar, painted.exemplar) for _, exemplar in cells]
+        assert right == [number == place for number in range(1, 9)]
 
 
 def test_picks_are_counted(
