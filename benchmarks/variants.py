@@ -63,7 +63,7 @@ def _sizes(channels: int, mult: tuple[int, ...], attention: tuple[int, ...], blo
     )
 
 
-FOUR_LEVELS = _sizes(64, (1, 2, 2, 2), (2, 4, 8))
+FOUR_LEVELS = DEMO.unet
 """What the variants are compared with."""
 
 
@@ -99,7 +99,7 @@ VARIANTS = {
     "down to 1": Variant(unet=_sizes(64, (1, 2, 2, 2, 2), (4, 8, 16))),
     "down to 1, wide there": Variant(unet=_sizes(64, (1, 2, 2, 2, 4), (8, 16))),
     "down to 1, wide inside": Variant(unet=_sizes(64, (1, 1, 2, 4, 4), (16,))),
-    "bundled": Variant(unet=DEMO.unet),
+    "three levels": Variant(unet=_sizes(128, (1, 1, 1), (2, 4))),
     "wide inside": Variant(unet=_sizes(64, (1, 2, 2, 3), (2, 4, 8))),
 }
 

@@ -20,6 +20,8 @@ class Scene:
     Attributes:
         name: Short, fit for a file name.
         description: What the edit shows, in words.
+        seen: Whether the bundled model was trained on pictures of the exemplar's object; not on
+            the exemplar, nor on the photo.
         photo: `(H, W, 3)` in [0, 1].
         hole_mask: `(H, W)`, 1 = repaint.
         exemplar: `(h, w, 3)` in [0, 1].
@@ -28,6 +30,7 @@ class Scene:
 
     name: str
     description: str
+    seen: bool
     photo: Tensor
     hole_mask: Tensor
     exemplar: Tensor
@@ -41,6 +44,7 @@ def load_scenes() -> list[Scene]:
         Scene(
             name=entry["name"],
             description=entry["description"],
+            seen=entry["seen"],
             photo=read_image(SCENES / entry["photo"]["file"]),
             hole_mask=read_mask(SCENES / entry["hole_mask"]["file"]),
             exemplar=read_image(SCENES / entry["exemplar"]["file"]),

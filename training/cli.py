@@ -117,7 +117,7 @@ def _parser() -> Parser:
         metavar="N",
         help="[256; of photos 64, or all where there are fewer]",
     )
-    add("--steps", type=positive, default=20, metavar="N", help="sampling steps [%(default)s]")
+    add("--steps", type=positive, metavar="N", help="sampling steps [the model's own]")
     add("--batch", type=positive, default=16, metavar="N", help="edits at once [%(default)s]")
     add("--seed", type=seed, default=0, metavar="K", help="[%(default)s]")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ... [%(default)s]")

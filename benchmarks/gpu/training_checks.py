@@ -54,7 +54,12 @@ class _Checks:
         self.options = options
         self.updates = updates
         self.init = "bundled"
+        self.loss: dict[str, Any] = {
+            "prediction": "v",
+            "zero_terminal_snr": True,
+        }  # what it learned
         if options.small:
+            self.loss = {}
             self.init = str(folder / "small.safetensors")
             save_model(Path(self.init), random_model(SMALL, torch.device("cpu")))
         self._done: dict[str, RunConfig] = {}
@@ -85,7 +90,7 @@ class _Checks:
         settings: dict[str, Any] = {
             "model": "tiny", "init": self.init, "out": self.folder / name.replace(" ", "-"),
             "batch_size": 2 if self.options.small else 8, "steps": steps or self.updates,
-            "data": {"root": self.folder / "photos", "workers": 0},
+            "data": {"root": self.folder / "photos", "workers": 0}, "loss": self.loss,
             "optim": {"lr": 1e-4, "warmup_steps": 0},
             "log": {"every": 1, "sample_every": 10**6, "trackers": ()},
         }  # fmt: skip

@@ -6,6 +6,7 @@ import comfy.latent_formats
 import comfy.sd
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...pbe_model.config import VAEConfig
 from ...pbe_model.networks.masked_inputs import masked_image
@@ -66,13 +67,18 @@ class NarrowLatent(comfy.latent_formats.LatentFormat):
 
 
 def _preview_colours(config: VAEConfig, vae: comfy.sd.VAE) -> tuple[Tensor, Tensor]:
-    """The linear map from scaled latents to colours in [-1, 1] that fits plain colours best."""
-    levels = torch.linspace(0, 1, 4)
-    colours = torch.cartesian_prod(levels, levels, levels)  # (64, 3)
-    side = 8 * config.downscale
-    latents = vae.encode(colours[:, None, None].expand(-1, side, side, -1)) * config.scale_factor
-    latents = latents[:, :, 2:-2, 2:-2].mean(dim=(2, 3)).float().cpu()  # (64, C), without the rim
+    """The linear map from scaled latents to colours in [-1, 1] that fits soft patches best."""
+    generator = torch.Generator().manual_seed(0)
+    latents, colours = [], []
+    for patches in (1, 4, 16):  # of plain colour, across a picture of 16 latent cells
+        coarse = torch.rand(32, 3, patches, patches, generator=generator)
+        size = (16 * config.downscale,) * 2
+        picture = functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)
+        latent = vae.encode(picture.movedim(1, -1)).float().cpu() * config.scale_factor
+        small = functional.adaptive_avg_pool2d(picture, latent.shape[-2:]) * 2 - 1
+        for cells, found in ((latent, latents), (small, colours)):  # without the rim
+            found.append(cells[:, :, 1:-1, 1:-1].movedim(1, -1).flatten(0, 2))
     # A damaged VAE should fail where it is used, with a sentence, and not here.
-    features = torch.cat([latents.nan_to_num(), torch.ones(len(latents), 1)], dim=1)
-    solution = torch.linalg.lstsq(features, colours * 2 - 1).solution
+    features = functional.pad(torch.cat(latents).nan_to_num(), (0, 1), value=1.0)
+    solution = torch.linalg.lstsq(features, torch.cat(colours)).solution
     return solution[:-1], solution[-1]

@@ -26,7 +26,7 @@ from .safetensors_io import Deferred, MappedPages, cast, check_types
 START = ("unet", "vae")
 """The parts that a Stable Diffusion checkpoint has too: where a training run starts."""
 
-BUNDLED = Path(__file__).parents[1] / "assets" / "tiny.safetensors"
+BUNDLED = Path(__file__).parents[1] / "assets" / "bundled.safetensors"
 
 _OURS = ("format", METADATA_KEY)  # metadata that `save_model` writes itself
 

@@ -21,8 +21,7 @@ from ..sampling.samplers import Callback
 from ..scenes import Scene, load_scenes
 
 SEEDS = 3
-SIMILARITY = 3.0
-SIMILARITIES = (0.0, 1.0, 3.0, 5.0)
+SIMILARITIES = (0.0, 1.0, 2.0, 4.0)
 SIMILARITY_SCENES = 2
 """Number of scenes that the sheet shows at rising similarity."""
 
@@ -54,15 +53,15 @@ def run(
     model: PaintByExample,
     out: Path,
     *,
-    steps: int = 20,
+    steps: int | None = None,
     progress: Callable[[str], Callback | None] = lambda label: None,
 ) -> Demo:
     """Paint every scene from a few seeds, and the first ones at rising similarity.
 
     Args:
-        model: Any Paint by Example model.
+        model: The bundled model: the sheet says of each exemplar's object whether that has seen it.
         out: Folder for `grid.png` and `<scene>-seed<k>.png`; made if missing.
-        steps: Sampling steps of each edit.
+        steps: Sampling steps of each edit; `None` takes the model's own.
         progress: Given a label of what is being painted, returns the callback for that edit.
 
     Raises:
@@ -76,11 +75,10 @@ def run(
         given = [
             (f"{scene.name}: photo", scene.photo),
             ("hole", torch.where(hole, 0.5, scene.photo)),
-            ("exemplar", scene.exemplar),
+            (f"exemplar, {'other pictures seen' if scene.seen else 'never seen'}", scene.exemplar),
         ]
-        result = _paint(
-            model, scene, steps, SIMILARITY, SEEDS, progress(f"{scene.name}, {SEEDS} seeds")
-        )
+        label = f"{scene.name}, {SEEDS} seeds"
+        result = _paint(model, scene, steps, None, SEEDS, progress(label))
         results.append((scene, result))
         rows.append(given + [(f"seed {seed}", image) for seed, image in enumerate(result.images)])
         if number < SIMILARITY_SCENES:
@@ -114,8 +112,8 @@ def run(
 def _paint(
     model: PaintByExample,
     scene: Scene,
-    steps: int,
-    similarity: float,
+    steps: int | None,
+    similarity: float | None,
     num_images: int,
     callback: Callback | None,
 ) -> EditResult:

@@ -49,7 +49,8 @@ class RecipeConfig:
         distractor: Probability of a second object, behind the first.
         flip: Probability that an exemplar is mirrored against its photo.
         extent: Least and greatest longer side of the object to be painted, over the photo's side.
-            With its hole around it that is what an edit shows the model (`crop_settings.CONTEXT`).
+            An edit shows the model a hole of 0.55 (`crop_settings.CONTEXT`), or a longer one where
+            the photo ends before the crop does.
         off_centre: How far that object's middle may lie from the photo's, in photo sides.
         room: How much longer than its object a hole may be in one direction, over the object's
             longer side. The object is in the middle of it.
@@ -67,9 +68,9 @@ class RecipeConfig:
     stretch: Annotated[float, Field(ge=1, le=4)] = 1.25
     distractor: Share = 0.1
     flip: Share = 0.0
-    extent: tuple[_Side, _Side] = (0.35, 0.62)
-    off_centre: Share = 0.1
-    room: Share = 0.3
+    extent: tuple[_Side, _Side] = (0.45, 0.95)
+    off_centre: Share = 0.2
+    room: Share = 0.15
     turn: Annotated[float, Field(ge=0, le=180)] = 3.0
     light: Share = 0.05
 

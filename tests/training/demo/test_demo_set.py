@@ -320,7 +320,9 @@ def test_the_shipped_catalogue_holds_its_promises() -> None:
 
 def test_the_bundled_scenes_are_held_out_complete_and_credited() -> None:
     assets = Path(__file__).parents[3] / "pbe_model/assets"
-    held_out = {s.path for listed in read_catalogue(CATALOGUE) for s in listed if s.split == "val"}
+    cutouts, backgrounds = read_catalogue(CATALOGUE)
+    trained_on = {source.path for source in cutouts if source.split == "train"}
+    held_out = {source.path for source in cutouts + backgrounds if source.split == "val"}
     credits = (assets / "LICENSES.md").read_text(encoding="utf-8")
     scenes = json.loads((assets / "scenes/scenes.json").read_text(encoding="utf-8"))["scenes"]
     files = set()
@@ -334,10 +336,14 @@ def test_the_bundled_scenes_are_held_out_complete_and_credited() -> None:
         for kind, picture in pictures.items():
             files.add(picture["file"])
             assert f"`scenes/{picture['file']}`" in credits and picture["licence"] in credits
-            if kind != "hole_mask":
-                assert {line.split(": ")[1] for line in picture["source"]} <= held_out
+            if kind == "hole_mask":
+                continue
+            sources = {line.split(": ")[1] for line in picture["source"]}
+            seen = scene["seen"] and kind == "exemplar"  # its object; what is behind it is not
+            assert len(sources & trained_on) == seen and sources <= trained_on | held_out
     found = {str(p.relative_to(assets / "scenes")) for p in (assets / "scenes").glob("*/*.*")}
     assert found == files and len(scenes) >= 5
+    assert sum(scene["seen"] for scene in scenes) == 3
 
 
 @pytest.mark.parametrize(

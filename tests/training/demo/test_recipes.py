@@ -39,7 +39,7 @@ def test_objects_lie_in_their_holes_and_in_the_photo(root: Path) -> None:
     layers, holes = zip(*(made.photo(number) for number in range(40)), strict=True)
     objects = alphas(pictures, np.stack(layers), SIZE)
     outside = np.stack(holes)[objects > 0.6] < 128
-    assert outside.mean() < 1e-3  # jitter may cut a corner off a hole
+    assert outside.mean() < 2e-3  # jitter may cut a corner off a hole
     assert ((objects > 0.6).sum(axis=(1, 2)) > 15).all()
     shares = (np.stack(holes) / 255).mean(axis=(1, 2))
     assert shares.min() < 0.15 and shares.max() > 0.35
@@ -59,7 +59,8 @@ def test_objects_lie_where_an_edit_has_its_hole(root: Path) -> None:
 
 def test_objects_fill_their_holes_in_one_direction_at_least(root: Path) -> None:
     pictures = read_pictures(root, "train")
-    made = Recipes(pictures, RecipeConfig(), SampleGeometry(bezier=0), size=SIZE, seed=0)
+    inside = RecipeConfig(extent=(0.4, 0.7), off_centre=0.05)  # no hole is cut at the photo's edge
+    made = Recipes(pictures, inside, SampleGeometry(bezier=0), size=SIZE, seed=0)
     layers, holes = zip(*(made.photo(number) for number in range(40)), strict=True)
     for alpha, hole in zip(alphas(pictures, np.stack(layers), SIZE) > 0.5, holes, strict=True):
         spans = [
@@ -69,7 +70,7 @@ def test_objects_fill_their_holes_in_one_direction_at_least(root: Path) -> None:
         (object_x, object_y), (hole_x, hole_y) = spans
         free = np.array([np.ptp(hole_x) - np.ptp(object_x), np.ptp(hole_y) - np.ptp(object_y)])
         longer = max(np.ptp(object_x), np.ptp(object_y))
-        assert free.min() <= 0.1 * longer + 3 and free.max() <= 0.4 * longer + 3
+        assert free.min() <= 0.1 * longer + 3 and free.max() <= 0.25 * longer + 3
         # Pixels of the object and of the hole, twice the distance of their middles.
         for inner, outer in ((object_x, hole_x), (object_y, hole_y)):
             assert abs(inner.sum() - outer.sum()) <= 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from pbe_model import PaintByExample
 from pbe_model.checkpoints import load as checkpoint
 from pbe_model.checkpoints import save as saving
+from pbe_model.config import ScheduleConfig
 from pbe_model.networks.unet import UNet
 from training.data.dataset import collate
-from training.stages.diffusion import Diffusion, Noised, initialise
+from training.stages.diffusion import Diffusion, Noised, initialise, starting_model
 
 from ..runs import SMALL, run_config
 
@@ -133,6 +135,20 @@ def test_a_tower_that_stays_random_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"no image tower.*set init_tower to openai/clip-vit"):
         stage(photos, tmp_path, first_stage, train_tower=False)
+
+
+def test_what_a_denoiser_has_learned_to_predict_is_not_changed_in_silence(
+    photos: Path, tmp_path: Path
+) -> None:
+    schedule = ScheduleConfig(prediction="v", zero_terminal_snr=True)
+    learned = tmp_path / "model.safetensors"
+    saving.save_model(learned, PaintByExample(replace(SMALL, schedule=schedule)))
+    with pytest.raises(ValueError, match=r"prediction 'v', but loss\.prediction is 'epsilon'; set"):
+        starting_model(run_config(photos, tmp_path / "run", learned))
+    goes_on = {"loss.prediction": "v", "loss.zero_terminal_snr": True}
+    starting_model(run_config(photos, tmp_path / "run", learned, **goes_on))
+    only_the_first_stage = {"init_parts": ["vae"], "train_tower": True}
+    starting_model(run_config(photos, tmp_path / "run", learned, **only_the_first_stage))
 
 
 def test_validation_and_pictures_repeat(photos: Path, tmp_path: Path, first_stage: Path) -> None:
