@@ -6,7 +6,6 @@ import comfy.latent_formats
 import comfy.sd
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ...pbe_model.config import VAEConfig
 from ...pbe_model.networks.masked_inputs import masked_image
@@ -67,18 +66,19 @@ class NarrowLatent(comfy.latent_formats.LatentFormat):
 
 
 def _preview_colours(config: VAEConfig, vae: comfy.sd.VAE) -> tuple[Tensor, Tensor]:
-    """The linear map from scaled latents to colours in [-1, 1] that fits soft patches best."""
+    """The linear map from scaled latents to colours in [-1, 1] that fits plain patches best."""
     generator = torch.Generator().manual_seed(0)
     latents, colours = [], []
-    for patches in (1, 4, 16):  # of plain colour, across a picture of 16 latent cells
-        coarse = torch.rand(32, 3, patches, patches, generator=generator)
-        size = (16 * config.downscale,) * 2
-        picture = functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)
-        latent = vae.encode(picture.movedim(1, -1)).float().cpu() * config.scale_factor
-        small = functional.adaptive_avg_pool2d(picture, latent.shape[-2:]) * 2 - 1
-        for cells, found in ((latent, latents), (small, colours)):  # without the rim
-            found.append(cells[:, :, 1:-1, 1:-1].movedim(1, -1).flatten(0, 2))
+    for cells in (16, 4, 1):  # of the latent, each way, in a patch; a picture has 16
+        patches = torch.rand(32, 16 // cells, 16 // cells, 3, generator=generator)
+        wide = patches.repeat_interleave(cells, dim=1).repeat_interleave(cells, dim=2)
+        picture = wide.repeat_interleave(config.downscale, dim=1)
+        picture = picture.repeat_interleave(config.downscale, dim=2)
+        latent = vae.encode(picture).float().cpu() * config.scale_factor
+        for values, found in ((latent.movedim(1, -1), latents), (wide * 2 - 1, colours)):
+            found.append(values[:, 1:-1, 1:-1].flatten(0, 2))  # without the rim
     # A damaged VAE should fail where it is used, with a sentence, and not here.
-    features = functional.pad(torch.cat(latents).nan_to_num(), (0, 1), value=1.0)
+    features = torch.cat(latents).nan_to_num()
+    features = torch.cat([features, torch.ones(len(features), 1)], dim=1)
     solution = torch.linalg.lstsq(features, torch.cat(colours)).solution
     return solution[:-1], solution[-1]
