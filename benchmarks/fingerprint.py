@@ -17,11 +17,11 @@ import hashlib
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from pbe_model import PaintByExample, edit
-from pbe_model.checkpoints.load import BUNDLED
+from pbe_model import TINY, PaintByExample, edit
+from pbe_model.checkpoints.save import save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = ROOT / "pbe_model/assets/scenes"
@@ -57,7 +56,7 @@ EDITS: tuple[tuple[str, dict[str, str]], ...] = (
     ("deck", {"preset": "official", "steps": "10"}),
     ("dune", {"region": "each", "context": "2", "blend": "6"}),
     ("sky", {"context-mask": "hole_mask.png", "colour-match": ""}),
-    ("table", {"blend-mask": "hole_mask.png", "resolution": "96"}),
+    ("table", {"blend-mask": "hole_mask.png", "resolution": "192"}),
     ("leaves", {"posterior": "sample", "no-paste-back": "", "truncate": ""}),
 )
 NODE_EDITS: tuple[dict[str, Any], ...] = (
@@ -71,7 +70,7 @@ NODE_EDITS: tuple[dict[str, Any], ...] = (
     {"region": "each", "context": 1.4},
     {"denoise": 0.6},
     {"blend": 6},
-    {"resolution": 96},
+    {"resolution": 192},
     {"colour_match": True},
 )
 
@@ -199,15 +198,11 @@ def commands(hashes: Hashes, folder: Path) -> None:
 
 
 def layouts(hashes: Hashes, folder: Path) -> None:
-    """The bundled model, with the one layer of the mapper that diffusers can have, through every
-    layout and back."""
-    more = re.compile(r"cond_stage_model\.mapper\.resblocks\.[1-9]")
-    with safe_open(BUNDLED, "pt") as file:
-        config = json.loads(file.metadata()["pbe_config"])
-    config["exemplar"]["mapper_layers"] = 1
-    tensors = {n: t for n, t in load_file(BUNDLED).items() if not more.match(n)}
+    """A model with what every layout can hold, through all of them and back."""
+    torch.manual_seed(0)
+    config = replace(TINY, exemplar=replace(TINY.exemplar, mapper_layers=1))
     source = folder / "one-layer.safetensors"
-    save_file(tensors, source, {"pbe_config": json.dumps(config)})
+    save_model(source, PaintByExample(config))
     order = ("official", "diffusers", "safetensors", "diffusers", "official", "safetensors")
     for number, layout in enumerate(order):
         name = f"{number}{SUFFIXES[layout]}"

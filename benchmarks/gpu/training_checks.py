@@ -54,10 +54,8 @@ class _Checks:
         self.options = options
         self.updates = updates
         self.init = "bundled"
-        self.loss: dict[str, Any] = {
-            "prediction": "v",
-            "zero_terminal_snr": True,
-        }  # what it learned
+        # As the bundled model was trained; what it has learned to predict stays.
+        self.loss = {"prediction": "v", "zero_terminal_snr": True}
         if options.small:
             self.loss = {}
             self.init = str(folder / "small.safetensors")

@@ -70,15 +70,18 @@ def _preview_colours(config: VAEConfig, vae: comfy.sd.VAE) -> tuple[Tensor, Tens
     generator = torch.Generator().manual_seed(0)
     latents, colours = [], []
     for cells in (16, 4, 1):  # of the latent, each way, in a patch; a picture has 16
-        patches = torch.rand(32, 16 // cells, 16 // cells, 3, generator=generator)
-        wide = patches.repeat_interleave(cells, dim=1).repeat_interleave(cells, dim=2)
-        picture = wide.repeat_interleave(config.downscale, dim=1)
-        picture = picture.repeat_interleave(config.downscale, dim=2)
-        latent = vae.encode(picture).float().cpu() * config.scale_factor
-        for values, found in ((latent.movedim(1, -1), latents), (wide * 2 - 1, colours)):
+        patches = torch.rand(8, 16 // cells, 16 // cells, 3, generator=generator)
+        colour = _enlarged(patches, cells) * 2 - 1
+        latent = vae.encode(_enlarged(patches, cells * config.downscale)) * config.scale_factor
+        for values, found in ((latent.float().cpu().movedim(1, -1), latents), (colour, colours)):
             found.append(values[:, 1:-1, 1:-1].flatten(0, 2))  # without the rim
     # A damaged VAE should fail where it is used, with a sentence, and not here.
     features = torch.cat(latents).nan_to_num()
     features = torch.cat([features, torch.ones(len(features), 1)], dim=1)
     solution = torch.linalg.lstsq(features, torch.cat(colours)).solution
     return solution[:-1], solution[-1]
+
+
+def _enlarged(pictures: Tensor, factor: int) -> Tensor:
+    """`(B, h, w, C)`, every pixel as a square of `factor` pixels."""
+    return pictures.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)

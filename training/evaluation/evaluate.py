@@ -66,10 +66,12 @@ class Painting:
 
 
 def _paintings(model: PaintByExample, *, control: bool) -> list[Painting]:
-    """The rows of a table: at rising similarity, the model's own among them, and a control."""
+    """The rows of a table: rising similarities, the model's own among them, and the control."""
     similarities = sorted({0.0, 1.0, 3.0, 5.0, model.config.defaults.similarity})
-    rows = [Painting(similarity=similarity) for similarity in similarities]
-    return rows + control * [Painting(similarity=SIMILARITY, shuffled=True)]
+    paintings = [Painting(similarity=similarity) for similarity in similarities]
+    if control:
+        paintings.append(Painting(similarity=SIMILARITY, shuffled=True))
+    return paintings
 
 
 def evaluate_demo(

@@ -35,14 +35,15 @@ def alphas(pictures: list[Prepared], layers: np.ndarray, size: int) -> np.ndarra
 
 def test_objects_lie_in_their_holes_and_in_the_photo(root: Path) -> None:
     pictures = read_pictures(root, "train")
-    made = recipes(pictures)
+    # Of all sizes, with room for the jitter.
+    made = recipes(pictures, RecipeConfig(extent=(0.35, 0.62), off_centre=0.1, room=0.3))
     layers, holes = zip(*(made.photo(number) for number in range(40)), strict=True)
     objects = alphas(pictures, np.stack(layers), SIZE)
     outside = np.stack(holes)[objects > 0.6] < 128
-    assert outside.mean() < 2e-3  # jitter may cut a corner off a hole
+    assert outside.mean() < 1e-3  # jitter may cut a corner off a hole
     assert ((objects > 0.6).sum(axis=(1, 2)) > 15).all()
     shares = (np.stack(holes) / 255).mean(axis=(1, 2))
-    assert shares.min() < 0.2 and shares.max() > 0.35
+    assert shares.min() < 0.15 and shares.max() > 0.35
 
 
 def test_objects_lie_where_an_edit_has_its_hole(root: Path) -> None:
