@@ -111,7 +111,7 @@ class LossConfig(_Strict):
     kept, so a short training spends most of a plain mean on what is no news."""
     thumbnail_weight: float = Field(default=0.0, ge=0)
     """Weight of a second loss for a tower that starts from nothing: draw a thumbnail of the
-    exemplar from its condition."""
+    exemplar from its condition. Of the exemplar stage it is the only loss, without a weight."""
     thumbnail_side: int = Field(default=8, ge=1, le=64)
     """In pixels."""
     offset_noise: float = Field(default=0.0, ge=0)
@@ -177,7 +177,8 @@ def _bundled(init: object) -> object:
 class RunConfig(_Strict):
     """One training run."""
 
-    stage: Literal["first_stage", "diffusion"] = "diffusion"
+    stage: Literal["first_stage", "exemplar", "diffusion"] = "diffusion"
+    """The autoencoder of photos; a small exemplar tower alone; the denoiser."""
     out: Path = Path("runs/run")
     model: Literal["demo", "tiny", "v1"] = "v1"
     tokens: Literal["class", "all"] = "class"
@@ -222,7 +223,12 @@ class RunConfig(_Strict):
             )
         if self.loss.v_weight and self.loss.prediction == "v":
             raise ValueError("loss.v_weight is what loss.prediction = 'v' has of itself; drop one")
-        if self.lora.rank and self.stage == "first_stage":
+        if self.stage == "exemplar" and self.data.source != "composites":
+            raise ValueError(
+                "stage = 'exemplar' learns from cut-outs, whose silhouettes are known; set "
+                "data.source to 'composites'"
+            )
+        if self.lora.rank and self.stage != "diffusion":
             raise ValueError("lora.rank is for the diffusion stage; set it to 0")
         return self
 

@@ -26,6 +26,7 @@ from pbe_model.untrusted import first_line, read_bytes
 from training import checkpoints as state
 from training.config import MAX_CONFIG, RunConfig, one_sentence
 from training.optim import ema
+from training.stages import exemplar
 from training.stages.diffusion import freeze, starting_model
 from training.stages.lora import lora_state, merge_lora
 
@@ -50,7 +51,8 @@ def export(
     """Write the model of a run, finished or not.
 
     A first-stage run gives a file of the autoencoder alone, its scale factor such that latents
-    have unit variance: what `init` of a diffusion run takes. Adapters (LoRA) are merged into the
+    have unit variance: what `init` of a diffusion run takes. A run of the exemplar stage gives that
+    of its `init` with the exemplar encoder beside it. Adapters (LoRA) are merged into the
     weights unless the layout is their own.
 
     Args:
@@ -80,13 +82,14 @@ def export(
     if layout == "lora" and not adapters:
         raise ValueError(f"{run} trained no adapters (its lora.rank is 0); choose another layout")
     given = {name: value for name, value in (defaults or {}).items() if value is not None}
-    if given and (layout != "safetensors" or config.stage == "first_stage"):
+    if given and (layout != "safetensors" or config.stage != "diffusion"):
         raise ValueError(
             f"{', '.join(given)} would be lost: only a whole model in layout safetensors says what "
             "it paints with; leave that out"
         )
-    if config.stage == "first_stage" and layout != "safetensors":
-        raise ValueError(f"a first stage alone has no {layout} layout; use safetensors")
+    if config.stage != "diffusion" and layout != "safetensors":
+        what = "a first stage" if config.stage == "first_stage" else "an exemplar encoder"
+        raise ValueError(f"{what} alone has no {layout} layout; use safetensors")
     if layout in ("safetensors", "lora") and out.suffix != ".safetensors":
         raise ValueError(f"{out} would not be found as safetensors; end it in .safetensors")
     # Snapshots of averages stay when checkpoints go, so their steps are others.
@@ -118,6 +121,12 @@ def export(
         saving.save_model(out, model, dtype=dtype, metadata={"training": record}, parts=["vae"])
         return record
     model = starting_model(config)
+    if config.stage == "exemplar":
+        exemplar.freeze(model)
+        state.load_trainable(model, parameters, path)
+        parts = ["vae", "encoder"]
+        saving.save_model(out, model, dtype=dtype, metadata={"training": record}, parts=parts)
+        return record
     usual = replace(model.config.defaults, **given)
     if usual.sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {usual.sampler!r}; choose from {', '.join(SAMPLERS)}")
@@ -164,7 +173,7 @@ def _config(run: Path, init: Path | None, init_tower: Path | None) -> RunConfig:
         ) from error
     moved = {"init": init, "init_tower": init_tower}
     config = config.model_copy(update={name: path for name, path in moved.items() if path})
-    if config.stage == "diffusion":
+    if config.stage != "first_stage":
         for name in moved:
             path = getattr(config, name)
             if path is not None and not path.exists():

@@ -382,7 +382,7 @@ class Trainer:
         """The end of a run: what there is, and the commands to use it."""
         config, model = self.config, "model.safetensors"
         log.say(f"finished: {self.step} steps; pictures are in {config.out / 'samples'}")
-        if config.stage == "first_stage":
+        if config.stage != "diffusion":
             log.say(
                 "next: "
                 + shlex.join(["pbe-train", "export", f"{config.out}", f"{config.out / model}"])
@@ -693,6 +693,10 @@ def _build_stage(config: RunConfig, device: torch.device) -> Stage:
         from training.stages.first_stage import FirstStage
 
         return FirstStage(config, device)
+    if config.stage == "exemplar":
+        from training.stages.exemplar import Exemplar
+
+        return Exemplar(config, device)
     from training.stages.diffusion import Diffusion
 
     return Diffusion(config, device)

@@ -15,7 +15,7 @@ from training.data.dataset import BoxDataset
 from training.demo.recipes import endless
 from training.lock import check_free
 from training.resuming import check_saved
-from training.stages import diffusion, first_stage
+from training.stages import diffusion, exemplar, first_stage
 from training.stages.latents import latent_shape
 
 
@@ -94,5 +94,8 @@ def _module(config: RunConfig) -> nn.Module:
                 first_stage.load(loss.vae, sizes, config.init)
             return loss
         model = diffusion.starting_model(config)
+        if config.stage == "exemplar":
+            exemplar.freeze(model)
+            return exemplar.exemplar_loss(model.encoder, config)
         diffusion.freeze(model, config)
         return diffusion.diffusion_loss(model, model.schedule, config)

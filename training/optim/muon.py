@@ -73,9 +73,9 @@ class Muon(torch.optim.AdamW):
                 state["step"] = torch.zeros(())  # unused; AdamW looks for it when state is loaded
         gradients = [weight.grad for weight in weights]
         averages = [self.state[weight]["momentum_buffer"] for weight in weights]
-        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-        directions = torch._foreach_lerp(gradients, averages, group["momentum"])
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+        directions = torch._foreach_lerp(gradients, averages, group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
 
         # Those of one shape go together: a small network's products take longer to start than run.
         alike: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)

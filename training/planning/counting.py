@@ -29,11 +29,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from pbe_model.config import PBEConfig
+from pbe_model.model import PaintByExample
 from pbe_model.networks.vae import AutoencoderKL
 from pbe_model.sampling.schedule import NoiseSchedule
 from training.config import RunConfig
 from training.optim.gradients import Bf16GradOptimizer, grad_bytes_at_update, keeps_bf16_grads
-from training.stages import diffusion, first_stage
+from training.stages import diffusion, exemplar, first_stage
 from training.stages.latents import AT_ONCE
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,6 +46,8 @@ _PARTS = {  # modules of the losses; an outer one counts without the inner ones 
     "DiffusionLoss.encoder.cond_stage_model.transformer": "image tower",
     "DiffusionLoss.encoder": "mapper",
     "DiffusionLoss.unet": "denoiser",
+    "ExemplarLoss.encoder.cond_stage_model.transformer": "image tower",
+    "ExemplarLoss.encoder": "mapper",
     "FirstStageLoss.vae.encoder": "encoder",
     "FirstStageLoss.vae.decoder": "decoder",
 }
@@ -201,6 +204,10 @@ def loss_modules(
     """
     if config.stage == "first_stage":
         return first_stage.first_stage_loss(config, sizes), None
+    if config.stage == "exemplar":
+        model = PaintByExample(sizes)
+        exemplar.freeze(model)
+        return exemplar.exemplar_loss(model.encoder, config), None
     return diffusion.loss_modules(config, sizes, schedule)
 
 
@@ -208,8 +215,11 @@ def empty_batch(
     config: RunConfig, sizes: PBEConfig, vae: AutoencoderKL | None, batch: int
 ) -> dict[str, Tensor]:
     """What the loss takes, as the stage makes it, without contents."""
-    if vae is None:
+    if config.stage == "first_stage":
         return first_stage.empty_batch(sizes, batch)
+    if config.stage == "exemplar":
+        return exemplar.empty_batch(sizes, batch)
+    assert vae is not None
     return diffusion.empty_batch(config, sizes, vae, batch)
 
 

@@ -330,7 +330,9 @@ def flops_per_sample(config: RunConfig) -> float:
         model=config.model,
         tokens=config.tokens,
         train_tower=config.train_tower,
-        data=DataConfig(geometry_variants=config.data.geometry_variants and 1),
+        data=DataConfig(
+            source=config.data.source, geometry_variants=config.data.geometry_variants and 1
+        ),
         loss=LossConfig(thumbnail_weight=config.loss.thumbnail_weight),
         lora=config.lora,
     )

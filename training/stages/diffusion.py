@@ -49,7 +49,8 @@ class Diffusion:
         self.model = starting_model(config)
         freeze(self.model, config)
         self.model.to(device)
-        if config.precision != "no":  # the layout that 16-bit convolutions are fast in
+        # The layout that 16-bit convolutions are fast in; a CPU's group normalisation is not.
+        if config.precision != "no" and device.type == "cuda":
             self.model.unet.to(memory_format=torch.channels_last)
         sizes = self.model.config
         self.num_timesteps = sizes.schedule.num_timesteps
@@ -327,11 +328,12 @@ def starting_model(config: RunConfig) -> PaintByExample:
     sizes = CONFIGS[config.model]
     if METADATA_KEY in file.metadata:
         found = infer_config(file.tensors, file.metadata)
+        denoises = any(name.startswith(checkpoint.PARTS["unet"]) for name in tensors)
         if "learnable_vector" in tensors:
             sizes = found
-            if "unet" in config.init_parts:
+            if denoises:
                 _check_schedule(config, found.schedule)
-        elif any(name.startswith(checkpoint.PARTS["unet"]) for name in tensors):
+        elif denoises:
             sizes = replace(sizes, unet=found.unet, vae=found.vae, resolution=found.resolution)
         else:  # a first stage alone says nothing of the denoiser
             sizes = replace(sizes, vae=found.vae)

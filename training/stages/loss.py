@@ -39,6 +39,47 @@ class FirstStageLoss(nn.Module):
         return {"loss": error + self.kl_weight * kl, "kl": kl.detach(), "psnr": psnr}
 
 
+class ExemplarLoss(nn.Module):
+    """Squared error of a thumbnail and a silhouette that a linear layer draws from the condition.
+
+    Args:
+        encoder: Image tower, mapper and projection.
+        side: Of thumbnail and silhouette, in pixels.
+    """
+
+    def __init__(self, encoder: ExemplarEncoder, side: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.side = side
+        self.thumbnail = nn.Linear(encoder.proj_out.out_features, 4 * side**2)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`exemplar` `(B, 3, S, S)` and `silhouette` `(B, 1, S, S)` in [0, 1], 1 = the object.
+
+        Returns:
+            `loss`, and without a gradient its parts `colour_mse` (the range is 2 wide) and
+            `silhouette_mse` (1 wide).
+        """
+        exemplar = batch["exemplar"]
+        error = (self.draw(exemplar) - self.target(exemplar, batch["silhouette"])).square()
+        colours, silhouettes = error.detach().split([3 * self.side**2, self.side**2], dim=1)
+        return {
+            "loss": error.mean(),
+            "colour_mse": colours.mean(),
+            "silhouette_mse": silhouettes.mean(),
+        }
+
+    def draw(self, exemplar: Tensor) -> Tensor:
+        """What is drawn of exemplars `(B, 3, S, S)` in [0, 1]: like `target`."""
+        return self.thumbnail(self.encoder(normalise(exemplar)).mean(dim=1)).float()
+
+    def target(self, exemplar: Tensor, silhouette: Tensor) -> Tensor:
+        """What is to be drawn, `(B, 4 * side ** 2)`: colours in [-1, 1], then the silhouette."""
+        colours = thumbnail(exemplar, silhouette, self.side)
+        small = F.adaptive_avg_pool2d(silhouette.float(), self.side)
+        return torch.cat([colours, small.flatten(1)], dim=1)
+
+
 class DiffusionLoss(nn.Module):
     """`E || eps_theta(y_t, keep_mask * x, c, t) - eps ||^2` (arXiv 2211.13227, equation 4).
 
@@ -144,14 +185,28 @@ class DiffusionLoss(nn.Module):
             "per_sample": per_sample.detach(),
         }
         if self.thumbnail_weight:
-            seen = batch["exemplar"] * 2 - 1
-            if "silhouette" in batch:
-                seen = seen * batch["silhouette"]
-            small = F.adaptive_avg_pool2d(seen, self.thumbnail_side)
-            drawn = F.mse_loss(self.thumbnail(encoded.mean(dim=1)).float(), small.flatten(1))
+            small = thumbnail(batch["exemplar"], batch.get("silhouette"), self.thumbnail_side)
+            drawn = F.mse_loss(self.thumbnail(encoded.mean(dim=1)).float(), small)
             values["loss"] = values["loss"] + self.thumbnail_weight * drawn
             values["thumbnail_mse"] = drawn.detach()
         return values
+
+
+def thumbnail(exemplar: Tensor, silhouette: Tensor | None, side: int) -> Tensor:
+    """Exemplars shrunk, before grey where a silhouette says that they are not the object.
+
+    Args:
+        exemplar: `(B, 3, S, S)` in [0, 1].
+        silhouette: `(B, 1, S, S)` in [0, 1], 1 = the object.
+        side: Of the result, in pixels.
+
+    Returns:
+        `(B, 3 * side ** 2)` in [-1, 1].
+    """
+    seen = exemplar * 2 - 1
+    if silhouette is not None:
+        seen = seen * silhouette
+    return F.adaptive_avg_pool2d(seen, side).flatten(1)
 
 
 def hole_mean(error: Tensor, keep_mask: Tensor, keep_weight: float) -> Tensor:
