@@ -6,7 +6,8 @@
 `draw` paints pairs of a demo set as the model does when nothing else is said, one of each group of
 near-duplicates, in an order fixed by the seed; none is left out or painted again. Each becomes
 `NN-crop.png`, the painted box with some of its surroundings, and `NN-candidates.png`, its exemplar
-among those of seven other groups, numbered from 1. The reader describes the crop before seeing the
+among those of seven other groups, numbered from 1; all of them squashed to squares, because their
+proportions would tell which belong together. The reader describes the crop before seeing the
 candidates, and then picks one. `key.json` says which was right, and is not for the reader.
 
 `score` counts right picks: a file with one number a line, in the order of the crops.
@@ -19,13 +20,18 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from pbe_model import PaintByExample, edit
 from pbe_model.cli.demo import sheet
+from pbe_model.editing.exemplar_image import preprocess
 from pbe_model.image_io import write_image
 from training.data.dataset import Stream, keyed_rng
 from training.evaluation.pairs import CANDIDATES, SPLIT, Pair, draw_candidates, load_pairs
 
 KEY = "key.json"
+_SIDE = 160
+"""Pixels of what the reader sees."""
 _AROUND = 0.25
 """How far a crop shows more than the box, in sides of the box."""
 
@@ -69,13 +75,17 @@ def draw(model: PaintByExample, pairs: Sequence[Pair], count: int, seed: int, ou
         x0, y0, x1, y1 = pair.box
         dx, dy = round(_AROUND * (x1 - x0)), round(_AROUND * (y1 - y0))
         crop = picture[max(0, y0 - dy) : y1 + dy, max(0, x0 - dx) : x1 + dx]
-        write_image(out / f"{row:02}-crop.png", sheet([[("", crop)]]))
+        write_image(out / f"{row:02}-crop.png", sheet([[("", _square(crop))]]))
         drawn, _ = draw_candidates(groups, number, seed)
         order = rng.permutation(drawn).tolist()
         key.append(order.index(number) + 1)
-        cells = [(str(place), pairs[i].exemplar) for place, i in enumerate(order, start=1)]
+        cells = [(str(place), _square(pairs[i].exemplar)) for place, i in enumerate(order, start=1)]
         write_image(out / f"{row:02}-candidates.png", sheet([cells[:4], cells[4:]]))
     (out / KEY).write_text(json.dumps(key), encoding="utf-8")
+
+
+def _square(picture: Tensor) -> Tensor:
+    return preprocess(picture, _SIDE).movedim(0, -1)
 
 
 if __name__ == "__main__":
