@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks import blind_test
 from pbe_model import PaintByExample
@@ -19,8 +20,16 @@ def test_every_crop_has_its_exemplar_among_those_of_other_groups(
     pairs: Path, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sheets = []
-    real = blind_test.sheet
+    before: dict[int, Tensor] = {}  # pictures by what was made squares of them
+    real, square = blind_test.sheet, blind_test._square
+
+    def remembered(picture: Tensor) -> Tensor:
+        result = square(picture)
+        before[id(result)] = picture
+        return result
+
     monkeypatch.setattr(blind_test, "sheet", lambda rows: sheets.append(rows) or real(rows))
+    monkeypatch.setattr(blind_test, "_square", remembered)
     found = load_pairs(pairs, 12)
     model = PaintByExample.from_checkpoint(small_checkpoint)
     blind_test.draw(model, found, 3, 0, tmp_path / "one")
@@ -33,12 +42,14 @@ def test_every_crop_has_its_exemplar_among_those_of_other_groups(
         one, again = (read_image(tmp_path / folder / name) for folder in ("one", "again"))
         assert torch.equal(one, again), name
     for place, crop, candidates in zip(key, sheets[0:6:2], sheets[1:6:2], strict=True):
-        [[(_, picture)]] = crop
+        [[(_, shown)]] = crop
+        picture = before[id(shown)]
         # Its edge, away from the box, still is that of its photo.
         [painted] = [pair for pair in found if torch.equal(picture[0], pair.photo[5, 11:29])]
         cells = [cell for row in candidates for cell in row]
         assert [label for label, _ in cells] == list("12345678")
-        right = [torch.equal(exemplar, painted.exemplar) for _, exemplar in cells]
+        assert {picture.shape for _, picture in (*crop[0], *cells)} == {(160, 160, 3)}
+        right = [torch.equal(before[id(shown)], painted.exemplar) for _, shown in cells]
         assert right == [number == place for number in range(1, 9)]
 
 
