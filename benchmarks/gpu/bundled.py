@@ -35,7 +35,7 @@ PIECE = 15_990_000
 SIMILARITIES = (1.0, 2.0, 3.0, 4.0)
 
 _PUBLISH_EVERY = 60.0  # seconds between the weights that are brought home
-_ENDING = {"first_stage": 15.0, "diffusion": 20.0}
+_ENDING = {"first_stage": 15.0, "exemplar": 15.0, "diffusion": 20.0}
 """Seconds that are kept for saving, exporting and measuring."""
 _SAVING = 30.0  # seconds that a run may take to save and stop
 _PATIENCE = 60.0  # seconds until a run's first figures
