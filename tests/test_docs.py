@@ -74,7 +74,8 @@ NOT_RUN = {
     r"pbe-train export runs/finetune ": "needs a run that needs a GPU",
     r"pbe-train prepare openimages ": "needs OpenImages; see test_prepare.py",
     r"pbe-train prepare demo ": "needs Debian packages; see test_demo_set.py",
-    r"pbe-train (train|export|evaluate) (runs/)?(demo|bundled)(-first-stage|-exemplar)?( |/|$)": "hours",
+    r"pbe-train (train|export|evaluate) (runs/)?(demo|bundled)"
+    r"(-first-stage|-exemplar)?( |/|$)": "hours",
     r"pbe-train train demo-finetune --dry-run": "counts a plan again that has just been counted",
     r"pbe-train train mine\.toml ": "needs the published weights; the configuration is loaded",
     r"python -m benchmarks\.": "minutes; module and flags are looked up",
