@@ -88,7 +88,8 @@ class Muon(torch.optim.AdamW):
         for (_, longer), pairs in alike.items():
             found = orthogonal(torch.stack([flat for _, flat in pairs]))
             for (weight, _), update in zip(pairs, found.unbind(), strict=True):
-                upright = update.mT if len(weight) == longer else update
+                turned = weight[0].numel() < len(weight)
+                upright = update.mT if turned else update
                 size = 0.2 * longer**0.5
                 weight.add_(upright.reshape(weight.shape), alpha=-group["lr"] * size)
 

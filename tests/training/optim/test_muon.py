@@ -23,6 +23,7 @@ def network() -> nn.Module:
             "inner": nn.Conv2d(32, 16, 3),
             "narrow": nn.Linear(64, 24),
             "wide": nn.Linear(24, 64),
+            "square": nn.Linear(32, 32),
             "norm": nn.LayerNorm(64),
         }
     )
@@ -58,6 +59,7 @@ def test_which_weights_are_matrices() -> None:
         "inner.weight",
         "narrow.weight",
         "wide.weight",
+        "square.weight",
     }
 
 
@@ -92,6 +94,19 @@ def test_a_matrix_moves_by_an_orthogonal_one_of_adamws_size() -> None:
         assert values.max() < 1.3 * 0.01 * 0.2 * longer**0.5, name
         gradient = module.get_parameter(name).grad
         assert gradient is not None and (moved * gradient).sum() < 0, name  # downhill
+
+
+@pytest.mark.parametrize("name", ["inner", "narrow", "wide", "square"])
+def test_a_matrix_moves_as_far_downhill_as_an_orthogonal_move_goes(name: str) -> None:
+    module = network()
+    weight = module.get_parameter(f"{name}.weight")
+    before = weight.detach().clone()
+    give_gradients(module)
+    Muon(module.parameters(), lr=0.01, weight_decay=0.0).step()
+    assert weight.grad is not None
+    fallen = -((weight.detach() - before) * weight.grad).sum().double()
+    size = 0.01 * 0.2 * max(weight.flatten(1).shape) ** 0.5
+    assert 0.7 < fallen / (size * singular_values(weight.grad).sum()) < 1.2
 
 
 def test_weight_decay_shrinks_matrices() -> None:
