@@ -54,7 +54,12 @@ def _check_data(config: RunConfig) -> str:
     held_out.sample(0)
     if data.source == "composites":
         device = torch.device("cpu")
-        endless(data.root, data.composites, data.geometry, size=8, seed=0, device=device)
+        splits = ("train", exemplar.HELD_OUT) if config.stage == "exemplar" else ("train",)
+        for split in splits:
+            endless(
+                data.root, data.composites, data.geometry,
+                size=8, seed=0, device=device, split=split,
+            )  # fmt: skip
         return ""
     photos = BoxDataset(
         data.root,

@@ -327,12 +327,13 @@ def endless(
     seed: int,
     device: torch.device,
     with_photo: bool = False,
+    split: str = "train",
 ) -> tuple[Recipes, Textures]:
-    """Endless training samples of the demo set in `root`, and what they are drawn from.
+    """Endless samples of a split of the demo set in `root`, and what they are drawn from.
 
     Raises:
         ValueError: As `read_pictures`.
     """
-    pictures = read_pictures(root, "train")
+    pictures = read_pictures(root, split)
     recipes = Recipes(pictures, config, geometry, size=size, seed=seed, with_photo=with_photo)
     return recipes, Textures([picture.pixels for picture in pictures], device)

@@ -304,9 +304,18 @@ def freeze(model: PaintByExample, config: RunConfig) -> None:
 
 
 def starting_model(config: RunConfig) -> PaintByExample:
+    """The model of `starting_point`."""
+    model, _ = starting_point(config)
+    return model
+
+
+def starting_point(config: RunConfig) -> tuple[PaintByExample, list[str]]:
     """Fresh weights, and those of `config.init` for the parts that it holds.
 
     That may be a first stage, a checkpoint of Stable Diffusion, or a whole model.
+
+    Returns:
+        The model, and which of its parts `init` held.
 
     Raises:
         ValueError: No `init`, or one that does not fit.
@@ -353,7 +362,7 @@ def starting_model(config: RunConfig) -> PaintByExample:
             f"{file.path} has no image tower, which would stay as random as it starts: set "
             f"init_tower to {PUBLISHED}, or train_tower to true"
         )
-    return model
+    return model, found
 
 
 def _check_schedule(config: RunConfig, found: ScheduleConfig) -> None:

@@ -1,7 +1,7 @@
 """Between the stages, for a small tower that starts from nothing: teach it to see, alone.
 
-The paper takes CLIP's tower, which has seen 400 million pictures. A tower of two layers learns what
-an exemplar looks like a hundred times faster from a loss of its own than by way of the denoiser:
+The paper takes CLIP's tower, which has seen 400 million pictures. A tower of two layers that starts
+from nothing sees many more exemplars an hour with a loss of its own than by way of the denoiser:
 its condition is to hold a thumbnail of the exemplar's object and where that object is. The second
 stage then starts from the file that this one exports, and leaves the tower as it is.
 """
@@ -16,16 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pbe_model.checkpoints import load as checkpoint
 from pbe_model.config import PBEConfig
 from pbe_model.model import PaintByExample
 from pbe_model.networks.exemplar_encoder import ExemplarEncoder, normalise
 from training.config import RunConfig
-from training.demo.recipes import Recipes, endless, read_pictures
-from training.demo.textures import Textures
+from training.demo.recipes import Recipes, endless
 from training.picture_grid import Pictures
-from training.stages.diffusion import starting_model
+from training.stages.diffusion import starting_point
 from training.stages.loss import ExemplarLoss
+
+HELD_OUT = "val"
+"""The split of cut-outs and backgrounds that is never trained on."""
 
 _VALIDATION = 256  # held-out exemplars that the validation's error is taken over
 _PICTURES = 16
@@ -37,33 +38,31 @@ class Exemplar:
     """Data, loss, validation and pictures of this stage; the loop is in `training.loop`."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self.run = config
         self.num_timesteps = 0
-        self.device = device
         self.bank = None
         self.data_digest = ""
-        self.model = starting_model(config)
-        freeze(self.model)
+        model, found = starting_point(config)
+        freeze(model)
         data = config.data
-        size = self.model.config.resolution
-        self.side = self.model.config.exemplar.image_size
-        recipes, self._textures = endless(
-            data.root, data.composites, data.geometry, size=size, seed=config.seed, device=device
-        )
+        drawn: dict[str, Any] = {
+            "size": model.config.resolution,
+            "seed": config.seed,
+            "device": device,
+        }
+        self.side = model.config.exemplar.image_size
+        recipes, self._textures = endless(data.root, data.composites, data.geometry, **drawn)
         self.dataset: Dataset[dict[str, Any]] = recipes
-        held_out = read_pictures(data.root, "val")
-        self._held_out = Recipes(
-            held_out,
+        self._held_out, self._held_out_textures = endless(
+            data.root,
             replace(data.composites, recolour=0.0),
             data.geometry,
-            size=size,
-            seed=config.seed,
+            split=HELD_OUT,
+            **drawn,
         )
-        self._held_out_textures = Textures([picture.pixels for picture in held_out], device)
         torch.manual_seed(config.seed)
-        if has_one_patch(self.model.encoder) and _starts_anew(config):
-            start_from_principal_components(self.model.encoder, self._first_exemplars(recipes))
-        self.module = exemplar_loss(self.model.encoder, config).to(device)
+        if has_one_patch(model.encoder) and "encoder" not in found:
+            start_from_principal_components(model.encoder, self._first_exemplars(recipes))
+        self.module = exemplar_loss(model.encoder, config).to(device)
 
     def batch(self, loaded: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the loss takes, from what the loader yields."""
@@ -106,13 +105,6 @@ class Exemplar:
 
 def _layers(recipes: Recipes, numbers: range) -> Tensor:
     return torch.stack([torch.from_numpy(recipes.exemplar(n, n)) for n in numbers])
-
-
-def _starts_anew(config: RunConfig) -> bool:
-    """Whether `init` has no exemplar encoder to go on from."""
-    assert config.init is not None  # `starting_model` has seen to it
-    file = checkpoint.starting_point(checkpoint.read(config.init))
-    return "encoder" not in config.init_parts or "learnable_vector" not in file.tensors
 
 
 def freeze(model: PaintByExample) -> None:

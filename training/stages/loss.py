@@ -76,7 +76,7 @@ class ExemplarLoss(nn.Module):
     def target(self, exemplar: Tensor, silhouette: Tensor) -> Tensor:
         """What is to be drawn, `(B, 4 * side ** 2)`: colours in [-1, 1], then the silhouette."""
         colours = thumbnail(exemplar, silhouette, self.side)
-        small = F.adaptive_avg_pool2d(silhouette.float(), self.side)
+        small = F.adaptive_avg_pool2d(silhouette, self.side)
         return torch.cat([colours, small.flatten(1)], dim=1)
 
 
