@@ -2,7 +2,8 @@
 
 `--train CONFIG --data FILE [--init MODEL]`: the data set is one tar, as `pbe-train prepare demo
 --pack` writes it. What comes back is in pieces below 16 MB, put together by `cat`: the averaged
-weights `model.safetensors.0`, `.1` ..., and the last ones, `raw.safetensors.0` ..., to go on from.
+weights `model.safetensors.0`, `.1` ... (of a run that averages none, the last ones), and the last
+ones, `raw.safetensors.0` ..., to go on from.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def run(report: Report, options: Options) -> None:
         with tarfile.open(options.data) as archive:
             archive.extractall(data, filter="data")
         _train(report, options, data, run_folder)
-        exported = _publish(run_folder, options.out)
+        exported = publish(run_folder, options.out)
         for line in _figures(run_folder):
             report.value(line.pop("name"), **line)
         sheet = max(run_folder.rglob("*.png"), default=None, key=lambda p: p.stat().st_mtime)
@@ -127,7 +128,7 @@ def _watch(
             if now - began > _PATIENCE and not written:
                 return False
             if now - published > _PUBLISH_EVERY:
-                report.attempt("publish", lambda: _publish(run_folder, options.out))
+                report.attempt("publish", lambda: publish(run_folder, options.out))
                 published = now
         process.send_signal(signal.SIGTERM)
         process.wait(_SAVING)
@@ -136,11 +137,15 @@ def _watch(
     return process.returncode in (0, 128 + signal.SIGTERM)
 
 
-def _publish(run_folder: Path, out: Path) -> Path | None:
-    """Export the newest checkpoint, if there is one, into pieces; the averaged weights' file."""
+def publish(run_folder: Path, out: Path) -> Path | None:
+    """Export the newest checkpoint, if there is one, into pieces.
+
+    Returns:
+        The whole file of the averaged weights, or of the last ones where the run averages none.
+    """
     if not list((run_folder / "checkpoints").glob("step-*.pt")):
         return None
-    for weights, name in (("ema", "model.safetensors"), ("raw", "raw.safetensors")):
+    for weights, name in ((None, "model.safetensors"), ("raw", "raw.safetensors")):
         path = run_folder / name
         export(run_folder, path, dtype=torch.float16, weights=weights)
         content = path.read_bytes()
