@@ -183,9 +183,10 @@ def test_what_a_file_says_of_its_training_is_kept(tmp_path, model):
     [
         replace(SMALL, tokens="all"),
         replace(SMALL, exemplar=replace(SMALL.exemplar, mapper_layers=3)),
+        replace(SMALL, exemplar=replace(SMALL.exemplar, num_layers=2, mapper_layers=1)),
         replace(SMALL, schedule=replace(SMALL.schedule, linear_end=0.02)),
     ],
-    ids=["tokens", "mapper", "schedule"],
+    ids=["tokens", "mapper", "low tower", "schedule"],
 )
 def test_an_architecture_that_diffusers_cannot_have_is_refused(tmp_path, config):
     with pytest.raises(ValueError, match="keep it as safetensors"):
