@@ -12,7 +12,7 @@ from pbe_model.config import CONFIGS
 from training import checkpoints
 from training.config import RunConfig
 from training.data.dataset import BoxDataset
-from training.demo.recipes import endless
+from training.demo.recipes import read_pictures
 from training.lock import check_free
 from training.resuming import check_saved
 from training.stages import diffusion, exemplar, first_stage
@@ -53,13 +53,9 @@ def _check_data(config: RunConfig) -> str:
     held_out = BoxDataset(data.root, data.val_index, resolution=8, exemplar_size=8, shuffle=False)
     held_out.sample(0)
     if data.source == "composites":
-        device = torch.device("cpu")
         splits = ("train", exemplar.HELD_OUT) if config.stage == "exemplar" else ("train",)
         for split in splits:
-            endless(
-                data.root, data.composites, data.geometry,
-                size=8, seed=0, device=device, split=split,
-            )  # fmt: skip
+            read_pictures(data.root, split)
         return ""
     photos = BoxDataset(
         data.root,

@@ -78,19 +78,19 @@ class Muon(torch.optim.AdamW):
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
 
         # Those of one shape go together: a small network's products take longer to start than run.
-        alike: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+        alike: dict[tuple[int, int], list[tuple[nn.Parameter, bool, Tensor]]] = defaultdict(list)
         for weight, direction in zip(weights, directions, strict=True):
             flat = direction.flatten(1)
             rows, columns = flat.shape
+            turned = rows > columns
             alike[min(rows, columns), max(rows, columns)].append(
-                (weight, flat.mT if rows > columns else flat)
+                (weight, turned, flat.mT if turned else flat)
             )
-        for (_, longer), pairs in alike.items():
-            found = orthogonal(torch.stack([flat for _, flat in pairs]))
-            for (weight, _), update in zip(pairs, found.unbind(), strict=True):
-                turned = weight[0].numel() < len(weight)
+        for (_, longer), items in alike.items():
+            found = orthogonal(torch.stack([flat for _, _, flat in items]))
+            size = 0.2 * longer**0.5
+            for (weight, turned, _), update in zip(items, found.unbind(), strict=True):
                 upright = update.mT if turned else update
-                size = 0.2 * longer**0.5
                 weight.add_(upright.reshape(weight.shape), alpha=-group["lr"] * size)
 
 
